@@ -1,0 +1,53 @@
+"""Run many independent tasks: skip what is done, survive a killed worker, show progress."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import joblib
+import torch
+from joblib.externals.loky.process_executor import TerminatedWorkerError
+from tqdm import tqdm
+
+Task = TypeVar("Task")
+
+
+def run(
+    function: Callable[[Task], Any],
+    tasks: Sequence[Task],
+    *,
+    done: Callable[[Task], bool],
+    workers: int = 2,
+    label: str = "tasks",
+    backend: str = "loky",
+    retries: int = 3,
+) -> int:
+    """Call `function(task)` for every task that is not `done`, in `workers` processes of one thread each.
+
+    A function writes its own result; `done` looks for it, so the same call resumes a killed run and loses at most the tasks in
+    hand. When a worker process is killed, the tasks that are still missing are started again, up to `retries` times. Returns
+    how many tasks ran. `backend="dask"` sends the tasks to the current dask cluster.
+    """
+    todo = [task for task in tasks if not done(task)]
+    total = len(todo)
+    for attempt in range(retries + 1):
+        try:
+            with tqdm(total=len(tasks), initial=len(tasks) - len(todo), desc=label, unit="task") as bar:
+                with joblib.parallel_config(backend=backend, n_jobs=max(1, min(workers, len(todo)))):
+                    for _ in joblib.Parallel(return_as="generator_unordered")(joblib.delayed(_one_thread)(function, task) for task in todo):
+                        bar.update()
+            return total
+        except TerminatedWorkerError:
+            if attempt == retries:
+                raise
+            todo = [task for task in todo if not done(task)]
+    return total
+
+
+def _one_thread(function: Callable[[Task], Any], task: Task) -> Any:
+    """One thread per process: no over-subscription, and the same bits whatever the machine's number of cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return function(task)
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,177 @@
+"""Arrays in, matplotlib figures out: one palette and one label per method, everywhere."""
+
+import io
+from collections.abc import Mapping, Sequence
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+# key: (label, colour). The order here is the order in every table and figure.
+METHODS = {
+    "random": ("Random (null)", "#9a9a9a"),
+    "pixel_dot": ("Raw pixels, dot", "#c98b2b"),
+    "pixel_cosine": ("Raw pixels, cosine", "#8a5a13"),
+    "nda": ("NDA, single scale", "#1f6f8b"),
+}
+INK = "#333333"
+
+STYLE = {
+    "font.size": 10, "axes.titlesize": 10, "axes.labelsize": 10, "axes.spines.top": False, "axes.spines.right": False,
+    "axes.edgecolor": INK, "text.color": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "savefig.dpi": 110,
+    "figure.dpi": 110, "axes.grid": False, "legend.frameon": False,
+}  # fmt: skip
+
+
+def label(method: str) -> str:
+    """The name of a method for a reader."""
+    return METHODS[method][0]
+
+
+class Picture(Figure):
+    """A figure that shows itself as the value of a notebook cell, without pyplot's global state."""
+
+    def _repr_png_(self) -> bytes:
+        file = io.BytesIO()
+        self.savefig(file, format="png")
+        return file.getvalue()
+
+
+def _figure(width: float, height: float, rows: int = 1, columns: int = 1, **settings) -> tuple[Figure, np.ndarray]:
+    with mpl.rc_context(STYLE):
+        figure = Picture(figsize=(width, height), layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False, **settings)
+    return figure, axes
+
+
+def _show(axes: Axes, image: Float[Tensor, "chan row col"], title: str = "") -> None:
+    """One image in [-1, 1], pixels as squares, no ticks."""
+    pixels = ((image.float().cpu() + 1) / 2).clamp(0, 1).movedim(0, 2).numpy()
+    axes.imshow(pixels if pixels.shape[2] == 3 else pixels[..., 0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.set_title(title, fontsize=9)
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+
+
+def grid(images: Float[Tensor, "image chan row col"], titles: Sequence[str] = (), *, columns: int = 10) -> Figure:
+    """Images in rows of `columns`, with optional titles."""
+    rows = -(-len(images) // columns)
+    figure, axes = _figure(0.85 * columns, (1.05 if titles else 0.85) * rows, rows, columns)
+    for place in axes.flat:
+        place.set_axis_off()
+    for i, image in enumerate(images):
+        axes.flat[i].set_axis_on()
+        _show(axes.flat[i], image, titles[i] if titles else "")
+    return figure
+
+
+def masks(keep: Bool[Tensor, "subset train"], labels: Float[Tensor, "train"], classes: Sequence[str]) -> Figure:
+    """Which train images each subset keeps, sorted by class."""
+    order = labels.argsort(stable=True)
+    figure, axes = _figure(8, 0.5 + 0.13 * len(keep))
+    place = axes[0, 0]
+    place.imshow(keep[:, order].numpy(), cmap=mpl.colors.ListedColormap(["#f2efe9", METHODS["nda"][1]]), aspect="auto", interpolation="nearest")
+    edges = np.flatnonzero(np.diff(labels[order].numpy())) + 0.5
+    for edge in edges:
+        place.axvline(edge, color="white", linewidth=1.5)
+    bounds = np.concatenate([[-0.5], edges, [len(labels) - 0.5]])
+    present = [classes[i] for i in labels.unique().tolist()]
+    place.set_xticks((bounds[1:] + bounds[:-1]) / 2, present)
+    place.set(xlabel="train image, grouped by class", ylabel="subset", yticks=[0, len(keep) - 1])
+    return figure
+
+
+def training(curve: Float[Tensor, "step"], window: int = 20) -> Figure:
+    """Training loss per step, with a running mean."""
+    figure, axes = _figure(6.5, 2.8)
+    values = curve.numpy()
+    smooth = pd.Series(values).rolling(window, min_periods=1).mean()
+    axes[0, 0].plot(values, color="#c9d8dd", linewidth=0.8, label="one step")
+    axes[0, 0].plot(smooth, color=METHODS["nda"][1], label=f"mean of {window} steps")
+    axes[0, 0].set(xlabel="training step", ylabel="noise-prediction loss", yscale="log")
+    axes[0, 0].legend(loc="upper right")
+    return figure
+
+
+def signal_by_timestep(table: pd.DataFrame) -> Figure:
+    """Mean loss, its spread over subsets and the seed ceiling, by timestep (columns timestep, loss, spread, ceiling)."""
+    figure, axes = _figure(8, 2.7, 1, 2)
+    axes[0, 0].plot(table["timestep"], table["loss"], color=INK, marker="o", markersize=4, label="mean")
+    axes[0, 0].plot(table["timestep"], table["spread"], color=METHODS["pixel_dot"][1], marker="o", markersize=4, label="s.d. over subsets")
+    axes[0, 0].set(xlabel="timestep of the loss", ylabel="loss", yscale="log")
+    axes[0, 0].legend()
+    axes[0, 1].axhline(0, color="#bbbbbb", linewidth=1)
+    axes[0, 1].plot(table["timestep"], 100 * table["ceiling"], color=METHODS["nda"][1], marker="o", markersize=4)
+    axes[0, 1].set(xlabel="timestep of the loss", ylabel="agreement of seeds, %")
+    return figure
+
+
+def proponents(
+    queries: Float[Tensor, "query chan row col"],
+    train: Float[Tensor, "train chan row col"],
+    scores: Float[Tensor, "query train"],
+    *,
+    top: int = 7,
+    unit: str = "{:.1f}",
+) -> Figure:
+    """Each row: a query, then the train images with the highest scores, then the lowest."""
+    figure, axes = _figure(0.9 * (top + 2), 1.12 * len(queries), len(queries), top + 2)
+    for row, query, values in zip(axes, queries, scores, strict=True):
+        best = values.topk(top).indices.tolist() + [int(values.argmin())]
+        _show(row[0], query, "query")
+        row[0].spines[:].set(visible=True, color=METHODS["nda"][1], linewidth=2)
+        for place, index in zip(row[1:], best, strict=True):
+            _show(place, train[index], unit.format(values[index].item()))
+        row[-1].spines[:].set(visible=True, color="#9a9a9a", linewidth=1, linestyle=":")
+    return figure
+
+
+def maps(images: Sequence[Float[Tensor, "row col"]], titles: Sequence[str], *, unit: str, cmap: str = "magma") -> Figure:
+    """Heat maps that share one colour scale, labelled with its unit."""
+    figure, axes = _figure(1.75 * len(images) + 0.6, 2.1, 1, len(images))
+    top = max(float(image.max()) for image in images)
+    for place, image, title in zip(axes[0], images, titles, strict=True):
+        drawn = place.imshow(image.cpu().numpy(), cmap=cmap, vmin=0, vmax=top, interpolation="nearest")
+        place.set_title(title, fontsize=9)
+        place.set(xticks=[], yticks=[])
+    figure.colorbar(drawn, ax=list(axes[0]), label=unit, shrink=0.8)
+    return figure
+
+
+def bars(groups: Mapping[str, Float[Tensor, "item"]], *, xlabel: str, ylabel: str) -> Figure:
+    """One panel of bars per group, on a common scale."""
+    figure, axes = _figure(2.6 * len(groups), 2.3, 1, len(groups), sharey=True)
+    for place, (title, values) in zip(axes[0], groups.items(), strict=True):
+        place.bar(range(len(values)), values.cpu().numpy(), color=METHODS["nda"][1])
+        place.set(title=title, xlabel=xlabel)
+    axes[0, 0].set_ylabel(ylabel)
+    return figure
+
+
+def intervals(tables: Mapping[str, pd.DataFrame], ceilings: Mapping[str, float], *, xlabel: str = "LDS, %") -> Figure:
+    """One panel per table (columns method, lds, low, high; in percent), methods from top to bottom, the seed ceiling dashed."""
+    count = max(len(table) for table in tables.values())
+    figure, axes = _figure(4.2 * len(tables), 0.8 + 0.42 * count, 1, len(tables), sharey=True)
+    for place, (title, table) in zip(axes[0], tables.items(), strict=True):
+        for height, row in enumerate(table.itertuples()):
+            colour = METHODS[row.method][1]
+            place.plot([row.low, row.high], [height, height], color=colour, linewidth=2.5, solid_capstyle="butt")
+            place.plot(row.lds, height, "o", color=colour, markersize=7)
+        place.axvline(0, color="#bbbbbb", linewidth=1)
+        place.axvline(ceilings[title], color=INK, linestyle="--", linewidth=1)
+        place.text(ceilings[title], -0.75, "ceiling", ha="center", fontsize=8)
+        place.set(title=title + "\n", xlabel=xlabel, ylim=(count - 0.5, -0.5))
+    axes[0, 0].set_yticks(range(count), [label(method) for method in next(iter(tables.values()))["method"]])
+    return figure
+
+
+def scatter(effects: Float[Tensor, "subset"], losses: Float[Tensor, "subset"], *, xlabel: str, ylabel: str) -> Figure:
+    """Predicted effect against true loss, one point per retrained model."""
+    figure, axes = _figure(3.6, 2.9)
+    axes[0, 0].plot(effects.numpy(), losses.numpy(), "o", color=METHODS["nda"][1], markersize=5)
+    axes[0, 0].set(xlabel=xlabel, ylabel=ylabel)
+    return figure

@@ -1,0 +1,147 @@
+"""The linear datamodelling score: how well a method predicts which retrained models do worse on a query.
+
+Sign, stated once: `scores[query, train]` is higher when keeping the train image *lowers* the query's loss. A subset's predicted effect is
+the sum of its members' scores, and the LDS is the rank correlation of effects with *minus* the losses.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from nda import rng
+from nda.checks import InputError
+
+
+def group_effects(scores: Float[Tensor, "query train"], masks: Bool[Tensor, "subset train"]) -> Float[Tensor, "subset query"]:
+    """Predicted effect of each subset on each query: the sum of its members' scores (TRAK, Eq. 11; datamodels, linear in membership)."""
+    if scores.ndim != 2 or masks.ndim != 2 or scores.shape[1] != masks.shape[1]:
+        hint = "; it looks transposed" if scores.ndim == masks.ndim == 2 and scores.shape[0] == masks.shape[1] else ""
+        raise InputError(f"scores must be [query, train={masks.shape[-1]}], not {tuple(scores.shape)}{hint}")
+    if not torch.isfinite(scores).all():
+        raise InputError("scores have NaN or infinite entries; the method that made them failed on some image")
+    return masks.double() @ scores.double().cpu().T
+
+
+def centre(values: Float[Tensor, "subset query"]) -> Float[Tensor, "subset query"]:
+    """Remove each model's mean over the queries. Applied to losses and effects alike it gives the *centred* LDS."""
+    return values - values.mean(1, keepdim=True)
+
+
+def _check(effects: Tensor, losses: Tensor) -> None:
+    if effects.ndim != 2 or effects.shape != losses.shape:
+        raise InputError(f"effects {tuple(effects.shape)} and losses {tuple(losses.shape)} must both be [subset, query]")
+    if len(effects) < 3:
+        raise InputError(f"a rank correlation needs at least 3 subsets, not {len(effects)}")
+    if not (torch.isfinite(effects).all() and torch.isfinite(losses).all()):
+        raise InputError("effects or losses have NaN or infinite entries; remove those queries or models first")
+
+
+def _below(values: Float[Tensor, "subset query"]) -> Float[Tensor, "query subset subset"]:
+    """below[q, i, j] = 1 if value j is smaller than value i, ½ if equal: a rank is a (weighted) sum over j."""
+    columns = values.double().T
+    low, equal = columns[:, None, :] < columns[:, :, None], columns[:, None, :] == columns[:, :, None]
+    return low.double() + 0.5 * equal.double()
+
+
+def _correlation(a: Tensor, b: Tensor, weights: Tensor, n: int) -> Tensor:
+    """Weighted Pearson correlation over the last axis; 0 where a side is constant, since it then orders nothing."""
+    mean = (n + 1) / 2  # of mid-ranks, whatever the ties
+    cov = (weights * (a - mean) * (b - mean)).sum(-1)
+    scale = ((weights * (a - mean) ** 2).sum(-1) * (weights * (b - mean) ** 2).sum(-1)).sqrt()
+    return torch.where(scale > 1e-9, cov / scale.clamp_min(1e-9), 0.0)
+
+
+def spearman(a: Float[Tensor, "subset query"], b: Float[Tensor, "subset query"]) -> Float[Tensor, "query"]:
+    """Spearman's rank correlation over subsets, one per query; ties share their mean rank, a constant side gives 0."""
+    _check(a, b)
+    weights = torch.ones(len(a), dtype=torch.float64)
+    return _correlation(_below(a) @ weights + 0.5, _below(b) @ weights + 0.5, weights, len(a))
+
+
+def lds(effects: Float[Tensor, "subset query"], losses: Float[Tensor, "subset query"]) -> Float[Tensor, "query"]:
+    """LDS of each query, in [-1, 1]; the LDS of a method is the mean. Losses are means over seeds and timesteps (D-TRAK, Eq. 4)."""
+    return spearman(effects, -losses)
+
+
+def seed_ceiling(losses: Float[Tensor, "subset seed query"]) -> tuple[float, float]:
+    """How far the truth agrees with itself: (one seed against the mean of the others, Spearman-Brown value of the mean of all).
+
+    The first is a mean over queries and seeds. With reliability ρ of one seed its expectation is c, c² = kρ² / (1 + (k-1)ρ) against a mean
+    of k others; solved for ρ, the mean of all S seeds has reliability Sρ / (1 + (S-1)ρ): the LDS that a fresh, equal set of
+    retrainings would reach. A predictor that knew the expected losses could reach its square root.
+    """
+    if losses.ndim != 3 or losses.shape[1] < 2:
+        raise InputError(f"a seed ceiling needs losses [subset, seed, query] with at least 2 seeds, not {tuple(losses.shape)}")
+    seeds = losses.shape[1]
+    others = (losses.sum(1, keepdim=True) - losses) / (seeds - 1)
+    c = torch.stack([spearman(losses[:, s], others[:, s]).mean() for s in range(seeds)]).mean().item()
+    k, positive = seeds - 1, max(c, 0.0)
+    one = (positive**2 * (k - 1) + positive * np.sqrt(positive**2 * (k - 1) ** 2 + 4 * k)) / (2 * k)
+    return c, float(seeds * one / (1 + (seeds - 1) * one))
+
+
+def bootstrap(
+    effects: Mapping[str, Float[Tensor, "subset query"]],
+    losses: Float[Tensor, "subset query"],
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+    block: int = 200,
+) -> dict[str, Float[Tensor, "resample"]]:
+    """Bootstrap draws of every method's mean LDS, resampling subsets *and* queries with replacement.
+
+    All methods meet the same resamples, so the difference of two methods' draws is a paired bootstrap of their difference. A
+    resample is a vector of counts w over subsets, and a mid-rank is ½ + Σ_j w_j below[i, j]: all resamples are one matrix product, exact
+    for ties. What it does not cover: other train seeds and another train set.
+    """
+    source = rng.generator("bootstrap", seed)
+    subsets, queries = losses.shape
+    picks = torch.randint(subsets, (resamples, subsets), generator=source)
+    weights = torch.zeros(resamples, subsets, dtype=torch.float64).scatter_add_(1, picks, torch.ones(picks.shape, dtype=torch.float64))
+    picks = torch.randint(queries, (resamples, queries), generator=source)
+    shares = torch.zeros(resamples, queries, dtype=torch.float64).scatter_add_(1, picks, torch.full(picks.shape, 1 / queries).double())
+    for values in effects.values():
+        _check(values, losses)
+    below = {name: _below(values) for name, values in effects.items()}
+    truth = _below(-losses)
+    draws: dict[str, list[Tensor]] = {name: [] for name in effects}
+    for w, share in zip(weights.split(block), shares.split(block), strict=True):
+        true_ranks = _ranks(truth, w)
+        for name, values in below.items():
+            draws[name].append((_correlation(_ranks(values, w), true_ranks, w[:, None], subsets) * share).sum(1))
+    return {name: torch.cat(parts) for name, parts in draws.items()}
+
+
+def _ranks(below: Float[Tensor, "query subset subset"], weights: Float[Tensor, "resample subset"]) -> Float[Tensor, "resample query subset"]:
+    """Mid-ranks in every resample, one matrix product."""
+    return (weights @ below.flatten(0, 1).T + 0.5).unflatten(1, below.shape[:2])
+
+
+def interval(draws: Float[Tensor, "resample"], level: float = 0.95) -> tuple[float, float]:
+    """Percentile interval of bootstrap draws."""
+    low, high = torch.quantile(draws, torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=draws.dtype)).tolist()
+    return low, high
+
+
+def summary(
+    effects: Mapping[str, Float[Tensor, "subset query"]],
+    losses: Float[Tensor, "subset query"],
+    *,
+    reference: str,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """One row per method, in percent: `lds` with its interval `low`, `high`, and `gain`, the paired difference to the method called
+    `reference`, with `gain_low`, `gain_high`."""
+    draws = bootstrap(effects, losses, resamples=resamples, seed=seed)
+    plain = {method: lds(values, losses).mean() for method, values in effects.items()}
+    rows = [
+        (method, plain[method], *interval(draws[method]), plain[method] - plain[reference], *interval(draws[method] - draws[reference]))
+        for method in effects
+    ]
+    table = pd.DataFrame(rows, columns=["method", "lds", "low", "high", "gain", "gain_low", "gain_high"])
+    return table.set_index("method").astype(float).mul(100).reset_index()

@@ -1,0 +1,193 @@
+"""The only file that touches disk for results: tensors, weights and tables, each beside a JSON sidecar that says what it is."""
+
+import hashlib
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from nda.checks import InputError
+
+VERSIONS = {name: version(name) for name in ("torch", "diffusers", "numpy")} | {"python": platform.python_version()}
+NOTEBOOKS = {
+    "train": "01_data", "val": "01_data", "masks": "01_data", "model": "02_diffusion_model", "gen": "02_diffusion_model",
+    "members": "03_subset_models", "losses": "03_subset_models", "effects": "05_nda and 06_similarity",
+}  # fmt: skip
+Value = Tensor | Mapping[str, Tensor] | pd.DataFrame
+
+
+def home() -> Path:
+    """The folder that holds `data/` and `book/runs/`: `NDA_HOME`, else the repository, else the working directory."""
+    repository = Path(__file__).resolve().parent.parent
+    return Path(os.environ.get("NDA_HOME") or (repository if (repository / "notebooks").is_dir() else Path.cwd()))
+
+
+class Store:
+    """A folder of named results.
+
+    `save` writes a tensor or a dictionary of tensors (safetensors) or a table (CSV) and its sidecar; `load` gives it back
+    after checking its hash, its axes and that its inputs have not changed since. Nothing is pickled. A write is atomic: it
+    goes to a temporary file first, so that a full disk or a kill leaves the old result or none, never half of one.
+    """
+
+    def __init__(self, folder: Path | str):
+        self.folder = Path(folder)
+
+    @classmethod
+    def working(cls, profile: str) -> "Store":
+        """`data/<profile>/`: everything that a profile computes; not committed."""
+        return cls(home() / "data" / profile)
+
+    @classmethod
+    def results(cls, profile: str) -> "Store":
+        """`data/results/<profile>/`: the small sufficient statistics that the results notebooks read."""
+        return cls(home() / "data" / "results" / profile)
+
+    def __contains__(self, name: str) -> bool:
+        return self._sidecar(name).exists()
+
+    def names(self) -> list[str]:
+        """All results here, sorted."""
+        return sorted(str(path.relative_to(self.folder))[: -len(".json")] for path in self.folder.rglob("*.json"))
+
+    def info(self, name: str) -> dict[str, Any]:
+        """The sidecar of a result: kind, axes, shape, dtype, sha256, parameters, inputs, seconds, device, versions, written."""
+        try:
+            return json.loads(self._sidecar(name).read_text())
+        except FileNotFoundError:
+            notebook = NOTEBOOKS.get(name.split("/")[0])
+            advice = f"run notebook {notebook} first (python -m nda run)" if notebook else "it has not been computed yet"
+            raise InputError(f"{name} is missing in {self.folder}: {advice}") from None
+        except json.JSONDecodeError:
+            raise InputError(f"the sidecar of {name} in {self.folder} is not valid JSON; delete it and compute {name} again") from None
+
+    def save(
+        self,
+        name: str,
+        value: Value,
+        *,
+        axes: str = "",
+        parameters: Mapping[str, Any] | None = None,
+        inputs: Mapping[str, str] | None = None,
+        seconds: float | None = None,
+    ) -> None:
+        """Write `value` under `name`.
+
+        axes: names of a tensor's axes, for example `"subset seed query"`. parameters: what it was computed with; a result that is
+        already there with other parameters is an error, not overwritten. inputs: `{name: sha256}` of what it was computed from (see
+        `sha256`). seconds: wall-clock time it took. Raises InputError; then the folder is as before.
+        """
+        parameters = _plain(parameters or {})
+        if name in self and (old := self.info(name)["parameters"]) != parameters:
+            changed = ", ".join(k for k in sorted(old | parameters) if old.get(k) != parameters.get(k))
+            raise InputError(
+                f"{name} in {self.folder} was computed with other parameters ({changed}); "
+                "delete that folder or choose another profile name"
+            )
+        kind, suffix, payload = _encode(value)
+        if isinstance(value, Tensor) and len(axes.split()) != value.ndim:
+            raise InputError(f"axes of {name} must name {value.ndim} axes, not {axes!r}")
+        sidecar = {
+            "kind": kind, "axes": axes, **_describe(value), "sha256": hashlib.sha256(payload).hexdigest(),
+            "parameters": parameters, "inputs": dict(inputs or {}), "seconds": seconds, "versions": VERSIONS,
+            "written": datetime.now(UTC).isoformat(timespec="seconds"),
+        }  # fmt: skip
+        self._replace({self._path(name, suffix): payload, self._sidecar(name): json.dumps(sidecar, indent=1, ensure_ascii=False).encode()})
+
+    def matches(self, name: str, parameters: Mapping[str, Any], inputs: Mapping[str, str]) -> bool:
+        """Whether `name` is here, computed with these parameters from these inputs, so that it need not be computed again."""
+        if name not in self:
+            return False
+        info = self.info(name)
+        return info["parameters"] == _plain(parameters) and info["inputs"] == dict(inputs)
+
+    def load(self, name: str, axes: str | None = None) -> Any:
+        """The result called `name`: a tensor, a dictionary of tensors, or a table. Raises InputError if it is missing, was changed
+        on disk, has other axes than asked for, or was computed from inputs that have been replaced since."""
+        info = self.info(name)
+        path = self._path(name, ".csv" if info["kind"] == "table" else ".safetensors")
+        payload = path.read_bytes() if path.exists() else b""
+        if hashlib.sha256(payload).hexdigest() != info["sha256"]:
+            raise InputError(f"{path} does not match the sha256 in its sidecar; delete both and compute {name} again")
+        if axes is not None and info["axes"] != axes:
+            raise InputError(f"{name} in {self.folder} has axes {info['axes']!r}, not {axes!r}; it is from another version, compute it again")
+        stale = [i for i, sha256 in info["inputs"].items() if i in self and self.info(i)["sha256"] != sha256]
+        if stale:
+            raise InputError(f"{name} in {self.folder} was computed from another {stale[0]}; delete {name} and compute it again")
+        return _decode(info["kind"], payload, path)
+
+    def sha256(self, *names: str) -> dict[str, str]:
+        """`{name: sha256}`, to be passed as `inputs` of what is computed from them."""
+        return {name: self.info(name)["sha256"] for name in names}
+
+    def delete(self, name: str) -> None:
+        """Remove a result if it is there, sidecar first."""
+        self._sidecar(name).unlink(missing_ok=True)
+        for suffix in (".safetensors", ".csv"):
+            self._path(name, suffix).unlink(missing_ok=True)
+
+    def _path(self, name: str, suffix: str) -> Path:
+        return self.folder / f"{name}{suffix}"
+
+    def _sidecar(self, name: str) -> Path:
+        return self._path(name, ".json")
+
+    def _replace(self, files: Mapping[Path, bytes]) -> None:
+        """Write all files or none; the last one is the sidecar, without which a result does not exist."""
+        temporary: dict[Path, Path] = {}
+        sidecar = list(files)[-1]
+        try:
+            for path, payload in files.items():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".writing-", delete=False) as file:
+                    temporary[path] = Path(file.name)
+                    file.write(payload)
+                    file.flush()
+                    os.fsync(file.fileno())
+            sidecar.unlink(missing_ok=True)
+            for path, written in temporary.items():
+                os.replace(written, path)
+        except OSError as error:
+            raise InputError(f"could not write {sidecar.with_suffix('')}: {error.strerror}; make room and repeat the command") from error
+        finally:
+            for written in temporary.values():
+                written.unlink(missing_ok=True)
+
+
+def _plain(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters as JSON gives them back: tuples become lists."""
+    return json.loads(json.dumps(dict(parameters)))
+
+
+def _encode(value: Value) -> tuple[str, str, bytes]:
+    if isinstance(value, pd.DataFrame):
+        return "table", ".csv", value.to_csv(index=False).encode()
+    tensors = {"value": value} if isinstance(value, Tensor) else value
+    payload = save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    return ("tensor" if isinstance(value, Tensor) else "tensors"), ".safetensors", payload
+
+
+def _decode(kind: str, payload: bytes, path: Path) -> Any:
+    if kind == "table":
+        return pd.read_csv(path)
+    tensors = load_tensors(payload)
+    return tensors["value"] if kind == "tensor" else tensors
+
+
+def _describe(value: Value) -> dict[str, Any]:
+    if isinstance(value, Tensor):
+        return {"shape": list(value.shape), "dtype": str(value.dtype), "device": str(value.device)}
+    if isinstance(value, pd.DataFrame):
+        return {"shape": list(value.shape), "dtype": "table", "device": "cpu"}
+    return {"shape": {k: list(v.shape) for k, v in value.items()}, "dtype": sorted({str(v.dtype) for v in value.values()}), "device": "cpu"}

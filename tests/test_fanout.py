@@ -1,0 +1,63 @@
+"""The fan-out runs what is missing, and goes on when a worker is killed."""
+
+import os
+import signal
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from nda import fanout
+
+
+def write(folder: Path, task: int) -> None:
+    """A task that notes its process and its number of threads."""
+    with (folder / str(task)).open("a") as file:
+        file.write(f"{os.getpid()} {torch.get_num_threads()}\n")
+
+
+def killed_once(folder: Path, task: int) -> None:
+    """As `write`, but task 2 dies on its first attempt."""
+    marker = folder / "attempted"
+    if task == 2 and not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(folder, task)
+
+
+def fail(task: int) -> None:
+    """A task with a bug."""
+    raise ZeroDivisionError(task)
+
+
+def done(folder: Path, task: int) -> bool:
+    """Whether a task has been noted."""
+    return (folder / str(task)).exists()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_runs_all_that_is_not_done_once_on_one_thread(tmp_path, workers):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        (tmp_path / "1").write_text("done before\n")
+        assert fanout.run(partial(write, tmp_path), range(4), done=partial(done, tmp_path), workers=workers) == 3
+        assert [(tmp_path / str(t)).read_text().split()[1:] for t in (0, 2, 3)] == [["1"]] * 3
+        assert (tmp_path / "1").read_text() == "done before\n"
+        assert fanout.run(partial(fail), range(4), done=partial(done, tmp_path), workers=workers) == 0
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_killed_worker_is_replaced(tmp_path):
+    assert fanout.run(partial(killed_once, tmp_path), range(5), done=partial(done, tmp_path), workers=2) == 5
+    notes = [(tmp_path / str(task)).read_text().split() for task in range(5)]
+    assert (tmp_path / "attempted").exists() and all(note[1] == "1" for note in notes)
+    assert str(os.getpid()) not in {note[0] for note in notes}
+
+
+def test_error_of_a_task_is_raised():
+    with pytest.raises(ZeroDivisionError):
+        fanout.run(fail, [1], done=lambda _: False, workers=1)

@@ -1,0 +1,212 @@
+"""The store gives back what was saved, or refuses; a write that fails leaves what was there."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nda import rng
+from nda.checks import InputError
+from nda.store import NOTEBOOKS, Store, home
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+TENSOR = torch.randn(3, 4, generator=rng.generator("store"))
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "data")
+
+
+def leftovers(store: Store) -> list[str]:
+    return [path.name for path in store.folder.rglob(".writing-*")]
+
+
+# ---- round trips
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float32, torch.float64, torch.bfloat16])
+def test_tensor(store, dtype):
+    value = (TENSOR * 3).to(dtype).T  # not contiguous
+    store.save("a/b", value, axes="query train", parameters={"k": (1, 2)}, inputs={"x": "0"}, seconds=1.5)
+    back, info = store.load("a/b", axes="query train"), store.info("a/b")
+    assert back.dtype == dtype and torch.equal(back, value)
+    assert info["parameters"] == {"k": [1, 2]} and info["shape"] == [4, 3] and info["dtype"] == str(dtype)
+    assert info["axes"] == "query train" and info["seconds"] == 1.5 and info["inputs"] == {"x": "0"} and "torch" in info["versions"]
+    assert store.names() == ["a/b"] and "a/b" in store and "a" not in store
+
+
+@pytest.mark.parametrize("value", [torch.tensor(2.5), torch.zeros(0, 3)])
+def test_scalar_and_empty_tensor(store, value):
+    store.save("x", value, axes="a b"[: 2 * value.ndim])
+    assert torch.equal(store.load("x"), value)
+
+
+def test_dictionary_of_tensors(store):
+    weights = {"layer.weight": TENSOR, "steps": torch.tensor(3), "tied": TENSOR}
+    store.save("model", weights)
+    back = store.load("model")
+    assert back.keys() == weights.keys() and all(torch.equal(back[k], v) for k, v in weights.items())
+
+
+CELLS = st.lists(st.tuples(st.floats(allow_infinity=False), st.integers(-(2**60), 2**60), st.sampled_from(["null", "NA", "é, \"x\"", "n/a"])))
+
+
+@given(CELLS.filter(len))
+def test_table(tmp_path_factory, rows):
+    store = Store(tmp_path_factory.mktemp("table"))
+    table = pd.DataFrame(rows, columns=["lds", "n", "method"])
+    store.save("t", table)
+    pd.testing.assert_frame_equal(store.load("t"), table, check_exact=True)
+
+
+# ---- refusals
+
+
+def test_other_parameters(store):
+    store.save("x", TENSOR, axes="a b", parameters={"lr": 1, "seed": 0})
+    store.save("x", TENSOR + 1, axes="a b", parameters={"lr": 1, "seed": 0})
+    with pytest.raises(InputError, match=r"other parameters \(lr, new\)"):
+        store.save("x", TENSOR, axes="a b", parameters={"lr": 2, "seed": 0, "new": 1})
+    assert torch.equal(store.load("x"), TENSOR + 1)
+    store.delete("x")
+    assert store.names() == [] and not list(store.folder.iterdir())
+
+
+@pytest.mark.parametrize("axes", ["", "a", "a b c"])
+def test_axes_that_do_not_fit(store, axes):
+    with pytest.raises(InputError, match="axes"):
+        store.save("x", TENSOR, axes=axes)
+    assert "x" not in store
+
+
+def test_axes_that_were_not_saved(store):
+    store.save("x", TENSOR, axes="query train")
+    with pytest.raises(InputError, match="'query train', not 'train query'"):
+        store.load("x", axes="train query")
+
+
+@pytest.mark.parametrize("change", [lambda b: b[:-1], lambda b: b[:-1] + bytes([b[-1] ^ 1]), lambda b: b""])
+def test_changed_bytes(store, change):
+    store.save("x", TENSOR, axes="a b")
+    file = store.folder / "x.safetensors"
+    file.write_bytes(change(file.read_bytes()))
+    with pytest.raises(InputError, match="sha256"):
+        store.load("x")
+    file.unlink()
+    with pytest.raises(InputError, match="sha256"):
+        store.load("x")
+
+
+def test_changed_input(store):
+    store.save("train", TENSOR, axes="a b")
+    store.save("scores", TENSOR, axes="a b", inputs=store.sha256("train"))
+    assert store.matches("scores", {}, store.sha256("train"))
+    store.load("scores")
+    store.save("train", TENSOR + 1, axes="a b")
+    assert not store.matches("scores", {}, store.sha256("train"))
+    with pytest.raises(InputError, match="another train"):
+        store.load("scores")
+
+
+@pytest.mark.parametrize("name", ["masks/report", "gen", "losses"])
+def test_missing_names_the_notebook(store, name):
+    for use in (store.load, store.info, store.sha256):
+        with pytest.raises(InputError, match=f"{name} is missing.*notebook {NOTEBOOKS[name.split('/')[0]]}"):
+            use(name)
+    assert not store.matches(name, {}, {})
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"{}", b"null", b"\xff\xfe"])
+def test_broken_sidecar(store, text):
+    store.save("x", TENSOR, axes="a b")
+    (store.folder / "x.json").write_bytes(text)
+    for use in (store.load, store.info, lambda name: store.save(name, TENSOR, axes="a b")):
+        with pytest.raises(InputError, match="sidecar of x"):
+            use("x")
+
+
+# ---- writes that fail
+
+
+def test_full_disk(store, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    store.save("x", TENSOR, axes="a b")
+    monkeypatch.setattr(os, "fsync", full)
+    for name in ("x", "new"):
+        with pytest.raises(InputError, match="No space left on device"):
+            store.save(name, TENSOR + 1, axes="a b")
+    assert torch.equal(store.load("x"), TENSOR) and store.names() == ["x"] and not leftovers(store)
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_error_while_files_are_replaced(store, monkeypatch, failing):
+    """Of the two moves, data then sidecar, one fails: the result is then missing, never a new half beside an old one."""
+    store.save("x", TENSOR, axes="a b")
+    moves, move = [], os.replace
+
+    def replace(*paths):
+        moves.append(paths)
+        if len(moves) == failing:
+            raise OSError(errno.EIO, "Input/output error")
+        move(*paths)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(InputError, match="Input/output error"):
+        store.save("x", TENSOR + 1, axes="a b")
+    monkeypatch.undo()
+    assert "x" not in store and not leftovers(store)
+    store.save("x", TENSOR + 2, axes="a b")
+    assert torch.equal(store.load("x"), TENSOR + 2)
+
+
+def test_killed_between_data_and_sidecar(store):
+    store.save("x", TENSOR, axes="a b")
+    script = """if True:
+        import os, signal, sys, torch
+        from nda.store import Store
+        move = os.replace
+        os.replace = lambda a, b: os.kill(os.getpid(), signal.SIGKILL) if str(b).endswith(".json") else move(a, b)
+        Store(sys.argv[1]).save("x", torch.zeros(3, 4), axes="a b")"""
+    killed = subprocess.run([sys.executable, "-c", script, store.folder], cwd=REPOSITORY)
+    assert killed.returncode == -signal.SIGKILL
+    assert "x" not in store and store.names() == []
+    with pytest.raises(InputError, match="missing"):
+        store.load("x")
+    store.save("x", TENSOR, axes="a b")
+    assert torch.equal(store.load("x"), TENSOR)
+
+
+def test_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="could not write"):
+        Store(tmp_path / "file" / "data").save("x", TENSOR, axes="a b")
+
+
+# ---- places
+
+
+def test_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("NDA_HOME", str(tmp_path))
+    assert home() == tmp_path
+    assert Store.working("p").folder == tmp_path / "data" / "p"
+    assert Store.results("p").folder == tmp_path / "data" / "results" / "p"
+    monkeypatch.delenv("NDA_HOME")
+    monkeypatch.chdir(tmp_path)
+    assert home() == REPOSITORY
+
+
+def test_sidecar_is_plain_json(store):
+    store.save("x", TENSOR, axes="a b", parameters={"name": "ᾱ"})
+    assert json.loads((store.folder / "x.json").read_text(encoding="utf-8"))["parameters"] == {"name": "ᾱ"}
