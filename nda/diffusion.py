@@ -41,7 +41,8 @@ class Recipe:
         unknown = set(settings) - {f.name for f in fields(cls)}
         if unknown:
             raise InputError(f"recipe has an unknown setting {sorted(unknown)[0]!r}; known: {', '.join(f.name for f in fields(cls))}")
-        recipe = cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+        recipe = cls(**values)
         if recipe.epochs < 1 or recipe.batch < 1 or recipe.lr <= 0:
             raise InputError("recipe needs epochs and batch of at least 1 and a positive lr")
         if list(recipe.checkpoints) != sorted(set(recipe.checkpoints)) or not recipe.checkpoints or recipe.checkpoints[-1] != 1:
@@ -59,7 +60,9 @@ class Recipe:
     def learning_rate(self, step: int, steps: int) -> float:
         """Linear warm-up, then a cosine to zero."""
         warm = max(1, round(self.warmup * steps))
-        return self.lr * (min(1.0, (step + 1) / warm) if step < warm else 0.5 + 0.5 * math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+        return self.lr * (
+            min(1.0, (step + 1) / warm) if step < warm else 0.5 + 0.5 * math.cos(math.pi * (step - warm) / max(1, steps - warm))
+        )
 
 
 def visits(shape: Sequence[int], train_seed: int, epoch: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -188,9 +191,7 @@ def load_model(weights: Mapping[str, Tensor], recipe: Recipe, shape: Sequence[in
 
 
 @torch.no_grad()
-def sample(
-    model: UNet2DModel, n: int, *, noise_seed: int = 0, steps: int = 50, batch: int = 64
-) -> Float[Tensor, "query chan row col"]:
+def sample(model: UNet2DModel, n: int, *, noise_seed: int = 0, steps: int = 50, batch: int = 64) -> Float[Tensor, "query chan row col"]:
     """Draw `n` images by DDIM without added noise; image i starts from noise named (`noise_seed`, i), whatever the batch.
 
     Pixels are rounded to the 256 levels that an image file holds, in [-1, 1]. Source: DDIM, Eq. 12 with eta = 0.

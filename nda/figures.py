@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -20,7 +21,7 @@ METHODS = {
 }
 INK = "#333333"
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 10, "axes.titlesize": 10, "axes.labelsize": 10, "axes.spines.top": False, "axes.spines.right": False,
     "axes.edgecolor": INK, "text.color": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "savefig.dpi": 110,
     "figure.dpi": 110, "axes.grid": False, "legend.frameon": False,
@@ -74,7 +75,9 @@ def masks(keep: Bool[Tensor, "subset train"], labels: Float[Tensor, "train"], cl
     order = labels.argsort(stable=True)
     figure, axes = _figure(8, 0.5 + 0.13 * len(keep))
     place = axes[0, 0]
-    place.imshow(keep[:, order].numpy(), cmap=mpl.colors.ListedColormap(["#f2efe9", METHODS["nda"][1]]), aspect="auto", interpolation="nearest")
+    place.imshow(
+        keep[:, order].numpy(), cmap=mpl.colors.ListedColormap(["#f2efe9", METHODS["nda"][1]]), aspect="auto", interpolation="nearest"
+    )
     edges = np.flatnonzero(np.diff(labels[order].numpy())) + 0.5
     for edge in edges:
         place.axvline(edge, color="white", linewidth=1.5)
@@ -158,7 +161,7 @@ def intervals(tables: Mapping[str, pd.DataFrame], ceilings: Mapping[str, float],
     figure, axes = _figure(4.2 * len(tables), 0.8 + 0.42 * count, 1, len(tables), sharey=True)
     for place, (title, table) in zip(axes[0], tables.items(), strict=True):
         for height, row in enumerate(table.itertuples()):
-            colour = METHODS[row.method][1]
+            colour = METHODS[str(row.method)][1]
             place.plot([row.low, row.high], [height, height], color=colour, linewidth=2.5, solid_capstyle="butt")
             place.plot(row.lds, height, "o", color=colour, markersize=7)
         place.axvline(0, color="#bbbbbb", linewidth=1)

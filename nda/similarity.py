@@ -19,7 +19,8 @@ def random_scores(
 def pixel_scores(
     queries: Float[Tensor, "query chan row col"], train: Float[Tensor, "train chan row col"], *, kind: str = "dot"
 ) -> Float[Tensor, "query train"]:
-    """Inner product of raw pixels in [-1, 1], not centred (`"dot"`), or of pixels scaled to unit norm (`"cosine"`). Source: D-TRAK, App. C."""
+    """Inner product of raw pixels in [-1, 1], not centred (`"dot"`), or of pixels scaled to unit norm (`"cosine"`). Source: D-TRAK,
+    App. C."""
     check_same_shape(queries, train)
     if kind not in ("dot", "cosine"):
         raise InputError(f"kind must be 'dot' or 'cosine', not {kind!r}")

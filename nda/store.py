@@ -8,11 +8,11 @@ import tempfile
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
@@ -64,13 +64,16 @@ class Store:
     def info(self, name: str) -> dict[str, Any]:
         """The sidecar of a result: kind, axes, shape, dtype, sha256, parameters, inputs, seconds, device, versions, written."""
         try:
-            return json.loads(self._sidecar(name).read_text())
+            info = json.loads(self._sidecar(name).read_text(encoding="utf-8"))
         except FileNotFoundError:
             notebook = NOTEBOOKS.get(name.split("/")[0])
             advice = f"run notebook {notebook} first (python -m nda run)" if notebook else "it has not been computed yet"
             raise InputError(f"{name} is missing in {self.folder}: {advice}") from None
-        except json.JSONDecodeError:
-            raise InputError(f"the sidecar of {name} in {self.folder} is not valid JSON; delete it and compute {name} again") from None
+        except ValueError:  # not JSON, or not even text
+            info = None
+        if not isinstance(info, dict) or not {"kind", "axes", "sha256", "parameters", "inputs"} <= info.keys():
+            raise InputError(f"the sidecar of {name} in {self.folder} is damaged; delete it and compute {name} again")
+        return info
 
     def save(
         self,
@@ -92,8 +95,7 @@ class Store:
         if name in self and (old := self.info(name)["parameters"]) != parameters:
             changed = ", ".join(k for k in sorted(old | parameters) if old.get(k) != parameters.get(k))
             raise InputError(
-                f"{name} in {self.folder} was computed with other parameters ({changed}); "
-                "delete that folder or choose another profile name"
+                f"{name} in {self.folder} was computed with other parameters ({changed}); delete that folder or choose another profile name"
             )
         kind, suffix, payload = _encode(value)
         if isinstance(value, Tensor) and len(axes.split()) != value.ndim:
@@ -121,11 +123,13 @@ class Store:
         if hashlib.sha256(payload).hexdigest() != info["sha256"]:
             raise InputError(f"{path} does not match the sha256 in its sidecar; delete both and compute {name} again")
         if axes is not None and info["axes"] != axes:
-            raise InputError(f"{name} in {self.folder} has axes {info['axes']!r}, not {axes!r}; it is from another version, compute it again")
+            raise InputError(
+                f"{name} in {self.folder} has axes {info['axes']!r}, not {axes!r}; it is from another version, compute it again"
+            )
         stale = [i for i, sha256 in info["inputs"].items() if i in self and self.info(i)["sha256"] != sha256]
         if stale:
             raise InputError(f"{name} in {self.folder} was computed from another {stale[0]}; delete {name} and compute it again")
-        return _decode(info["kind"], payload, path)
+        return _decode(info["kind"], payload)
 
     def sha256(self, *names: str) -> dict[str, str]:
         """`{name: sha256}`, to be passed as `inputs` of what is computed from them."""
@@ -178,9 +182,10 @@ def _encode(value: Value) -> tuple[str, str, bytes]:
     return ("tensor" if isinstance(value, Tensor) else "tensors"), ".safetensors", payload
 
 
-def _decode(kind: str, payload: bytes, path: Path) -> Any:
+def _decode(kind: str, payload: bytes) -> Any:
     if kind == "table":
-        return pd.read_csv(path)
+        # exact floats, and a method called "null" stays one
+        return pd.read_csv(BytesIO(payload), float_precision="round_trip", keep_default_na=False, na_values=[""])
     tensors = load_tensors(payload)
     return tensors["value"] if kind == "tensor" else tensors
 

@@ -1,10 +1,25 @@
-"""Settings of all tests: no progress bars, and the same hypothesis examples on every run."""
+"""Settings of all tests: no progress bars, one thread (the tensors are tiny), the same hypothesis examples on every run."""
 
 import os
+import subprocess
+import sys
 
 os.environ["TQDM_DISABLE"] = "1"  # before tqdm is imported: it reads this once
 
+import pytest
+import torch
 from hypothesis import settings
 
+torch.set_num_threads(1)
 settings.register_profile("nda", deadline=None, derandomize=True, max_examples=25)
 settings.load_profile("nda")
+
+
+@pytest.fixture(scope="session")
+def tiny_home(tmp_path_factory):
+    """All notebooks executed at profile `tiny`, by the command that users type, in a folder of their own."""
+    home = tmp_path_factory.mktemp("tiny")
+    command = [sys.executable, "-m", "nda", "run", "--profile", "tiny"]
+    done = subprocess.run(command, env=os.environ | {"NDA_HOME": str(home)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return home

@@ -52,13 +52,13 @@ def test_scalar_and_empty_tensor(store, value):
 
 
 def test_dictionary_of_tensors(store):
-    weights = {"layer.weight": TENSOR, "steps": torch.tensor(3), "tied": TENSOR}
+    weights = {"layer.weight": TENSOR, "steps": torch.tensor(3)}
     store.save("model", weights)
     back = store.load("model")
     assert back.keys() == weights.keys() and all(torch.equal(back[k], v) for k, v in weights.items())
 
 
-CELLS = st.lists(st.tuples(st.floats(allow_infinity=False), st.integers(-(2**60), 2**60), st.sampled_from(["null", "NA", "é, \"x\"", "n/a"])))
+CELLS = st.lists(st.tuples(st.floats(), st.integers(-(2**60), 2**60), st.sampled_from(["null", "NA", 'é, "x"', "n/a"])))
 
 
 @given(CELLS.filter(len))

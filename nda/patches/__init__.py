@@ -40,8 +40,8 @@ def patch_scores(
     sum over query patches, between 0 and their number: row·col for an odd `patch`, (row-1)(col-1) for an even one.
 
     queries, train: pixels in [-1, 1], one dtype and device; the scores are in it too. timestep: 0…999. patch: side of the window in
-    pixels, 1 … the image's side; it starts (patch-1)//2 pixels before its position. borders: `"match"`, a window meets only windows with the
-    same pixels outside the image, or `"zero"`, what is outside is 0 and all windows meet. noise: the ε that all queries share;
+    pixels, 1 … the image's side; it starts (patch-1)//2 pixels before its position. borders: `"match"`, a window meets only windows with
+    the same pixels outside the image, or `"zero"`, what is outside is 0 and all windows meet. noise: the ε that all queries share;
     default: drawn by (`noise_seed`, timestep). engine: `"conv"`, `"naive"` (the definition, slow), or `"auto"`. Raises InputError.
     Source: NDA, Eq. 10-12 and 15; the border rule is that of the released code.
     """
@@ -50,15 +50,13 @@ def patch_scores(
     side = min(train.shape[2:])
     if isinstance(patch, bool) or not isinstance(patch, int) or not 1 <= patch <= side:
         raise InputError(f"patch must be an integer from 1 to the image's side {side}, not {patch!r}")
-    if patch == 2 and side == 1 or patch % 2 == 0 and side < 2:
-        raise InputError(f"an even patch of {patch} needs images of at least 2 pixels")
     if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
         raise InputError(f"top_k must be a positive integer or None for all, not {top_k!r}")
     if borders not in ("match", "zero"):
         raise InputError(f"borders must be 'match' or 'zero', not {borders!r}")
     if engine != "auto" and engine not in ENGINES:
         raise InputError(f"engine must be 'auto' or one of {', '.join(ENGINES)}, not {engine!r}")
-    noise = shared_noise(queries, timestep, noise_seed) if noise is None else noise.to(queries)
+    noise = shared_noise(queries, timestep, noise_seed) if noise is None else torch.as_tensor(noise).to(queries)
     if noise.shape != queries.shape[1:] or not torch.isfinite(noise).all():
         raise InputError(f"noise must be one finite image of shape {tuple(queries.shape[1:])}, not {tuple(noise.shape)}")
     name = "conv" if engine == "auto" else engine

@@ -70,7 +70,9 @@ def _mass(query: Tensor, bank: Tensor, temperature: float, patch: int, top_k: in
             logits = ((best[:, None] - distance) / temperature).to(query.dtype)  # [train, u, v]
             offset = best / temperature
             sums.append(logits.logsumexp(2).to(exact) - offset)
-            kept = logits.topk(top_k, dim=2, sorted=False).values.logsumexp(2).to(exact) - offset if top_k and top_k < positions else sums[-1]
+            kept = (
+                logits.topk(top_k, dim=2, sorted=False).values.logsumexp(2).to(exact) - offset if top_k and top_k < positions else sums[-1]
+            )
             tops.append(kept)
         z = torch.cat(sums).logsumexp(0)  # [u]
         total += (torch.cat(tops) - z).exp().sum(1)

@@ -1,0 +1,39 @@
+# make book | make test: the two commands. Everything else is a part of them.
+PYTHON ?= python3
+PROFILE ?= smoke
+BIN := .venv/bin
+
+.PHONY: help env book run test lint lock clean
+help:  ## show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+
+book: run  ## run the notebooks of PROFILE (default smoke), build the book, print its first page
+	$(BIN)/jupyter-book build . -n -W --keep-going -q
+	NDA_BOOK=. $(BIN)/python -m pytest tests/test_book.py
+	@echo "The book: $(CURDIR)/_build/html/index.html"
+
+test: env  ## run the tests: module, notebooks (nbval), book
+	$(BIN)/python -m pytest
+
+run: env  ## run the notebooks of PROFILE into book/runs/
+	$(BIN)/python -m nda run --profile $(PROFILE)
+
+lint: env  ## ruff and mypy
+	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
+
+env: .venv/installed  ## create .venv from requirements.lock, once
+
+.venv/installed: requirements.lock pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) was not found; install Python 3.11 or newer, or call make PYTHON=/path/to/python" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed, $$($(PYTHON) --version) was found; call make PYTHON=/path/to/python" >&2; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) cannot make environments; install its venv module (Debian: python3-venv)" >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --no-deps -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+lock:  ## resolve requirements.lock again (needs uv)
+	uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 -o requirements.lock
+
+clean:  ## remove what was built: the book, executed notebooks, working files of PROFILE
+	rm -rf _build book/runs data/$(PROFILE) data/results/$(PROFILE)

@@ -1,0 +1,88 @@
+"""The command line: what it refuses, with one sentence and exit code 2, before anything runs."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nda import diffusion, pipeline
+from nda.__main__ import main
+from nda.checks import InputError
+
+BAD = {
+    "profile": ["run", "--profile", "nope"],
+    "notebook": ["run", "--profile", "tiny", "--only", "77"],
+    "start": ["run", "--profile", "tiny", "--from", "0"],
+    "parameter": ["run", "--profile", "tiny", "-p", "n_trian=3"],
+    "type": ["run", "--profile", "tiny", "-p", "n_train=many"],
+    "bool for int": ["run", "--profile", "tiny", "-p", "n_train=true"],
+    "pair": ["run", "--profile", "tiny", "-p", "n_train"],
+    "yaml": ["run", "--profile", "tiny", "-p", "patches={"],
+    "member without its inputs": ["member", "--profile", "tiny", "--task", "0"],
+}
+
+
+@pytest.mark.parametrize("arguments", BAD.values(), ids=BAD.keys())
+def test_bad_input_is_one_sentence_and_exit_code_2(arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("NDA_HOME", str(tmp_path))
+    assert main(arguments) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("nda: ") and message.count("\n") == 1
+    assert not list(tmp_path.rglob("*.ipynb")) and not list(tmp_path.rglob("*.safetensors"))
+
+
+FAILS = {
+    "data set": ("dataset=nope", "nope"),
+    "train set larger than the data": ("n_train=100000", "100000"),
+    "too few for a subset": ("keep_fraction=0.0", "keep_fraction"),
+}
+
+
+@pytest.mark.parametrize(("override", "word"), FAILS.values(), ids=FAILS.keys())
+def test_bad_data_fails_its_notebook_with_exit_code_2(override, word, tmp_path):
+    environment = os.environ | {"NDA_HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "nda", "run", "--profile", "tiny", "--only", "01", "-p", override]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert word in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+    executed = json.loads((tmp_path / "book/runs/01_data.ipynb").read_text())
+    assert executed["metadata"]["papermill"]["exception"], "the executed copy is left to look at"
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_failed_notebook_is_exit_code_1(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(pipeline, "run", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("notebook 02 failed")))
+    assert main(["run", "--profile", "tiny"]) == 1
+    assert "notebook 02 failed" in capsys.readouterr().err
+
+
+def test_the_paper_profile_makes_the_papers_model():
+    recipe = diffusion.Recipe.parse({"unet": pipeline.profile("paper")["unet"]})
+    model = recipe.build(42, (3, 32, 32))
+    assert sum(p.numel() for p in model.parameters()) == 38_307_203
+
+
+def test_find_is_unambiguous():
+    assert pipeline.find("05") == "05_nda"
+    with pytest.raises(InputError, match="no single notebook"):
+        pipeline.find("0")
+
+
+def test_environment_file_agrees_with_the_project():
+    import tomllib
+
+    import yaml
+
+    root = Path(__file__).parent.parent
+    environment = yaml.safe_load((root / "environment.yml").read_text())["dependencies"]
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    assert "python=3.11" in environment and project["requires-python"] == ">=3.11"
+    extras = set(environment[-1]["pip"][1].removeprefix("-e .[").removesuffix("]").split(","))
+    assert extras == set(project["optional-dependencies"])
+    locked = {line.split("==")[0].lower() for line in (root / "requirements.lock").read_text().splitlines() if "==" in line}
+    wanted = [*project["dependencies"], *(r for extra in project["optional-dependencies"].values() for r in extra)]
+    names = {"".join(c if c.isalnum() or c in "-_." else " " for c in r).split()[0].lower() for r in wanted}
+    assert names <= locked, names - locked
