@@ -1,7 +1,8 @@
 """The model under study: a DDPM U-Net (diffusers), its training, its samples and its denoising losses."""
 
+import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -16,6 +17,17 @@ from nda import rng
 from nda.checks import InputError, check_images, check_timestep
 from nda.schedule import TIMESTEPS, add_noise
 from nda.store import Store
+
+LIMITS: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("epochs", "batch"), lambda v: v >= 1),
+    "lr": lambda v: 0 < v < math.inf,
+    "betas": lambda v: len(v) == 2 and all(isinstance(b, int | float) and 0 <= b < 1 for b in v),
+    "weight_decay": lambda v: 0 <= v < math.inf,
+    "warmup": lambda v: 0 <= v <= 1,
+    "clip": lambda v: v > 0,
+    "ema": lambda v: 0 <= v < 1,
+    "checkpoints": lambda v: v[-1:] == (1,) and all(isinstance(c, int | float) for c in v) and list(v) == sorted({*v}) and v[0] > 0,
+}
 
 
 @dataclass(frozen=True)
@@ -42,27 +54,33 @@ class Recipe:
         if unknown:
             raise InputError(f"recipe has an unknown setting {sorted(unknown)[0]!r}; known: {', '.join(f.name for f in fields(cls))}")
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+        for name, value in values.items():
+            wanted = type(getattr(cls(), name))
+            if not isinstance(value, (int, float) if wanted is float else wanted) or isinstance(value, bool) != (wanted is bool):
+                raise InputError(f"recipe.{name} must be a {wanted.__name__}, not {value!r}")
         recipe = cls(**values)
-        if recipe.epochs < 1 or recipe.batch < 1 or recipe.lr <= 0:
-            raise InputError("recipe needs epochs and batch of at least 1 and a positive lr")
-        if list(recipe.checkpoints) != sorted(set(recipe.checkpoints)) or not recipe.checkpoints or recipe.checkpoints[-1] != 1:
-            raise InputError(f"recipe.checkpoints must rise and end at 1.0, not {recipe.checkpoints}")
+        for name, fine in LIMITS.items():
+            if not fine(getattr(recipe, name)):
+                raise InputError(f"recipe.{name} is out of range: {getattr(recipe, name)!r}")
         return recipe
 
     def build(self, train_seed: int, shape: Sequence[int]) -> UNet2DModel:
         """The untrained U-Net for images `[…, chan, row, col]`; its initial weights depend on `train_seed` alone."""
         with rng.seeded("initial weights", train_seed):
             try:
-                return UNet2DModel(in_channels=shape[-3], out_channels=shape[-3], sample_size=shape[-1], **self.unet)
-            except (TypeError, ValueError, KeyError) as error:
+                model = UNet2DModel(in_channels=shape[-3], out_channels=shape[-3], sample_size=shape[-1], **self.unet)
+            except (TypeError, ValueError, LookupError, ArithmeticError) as error:
                 raise InputError(f"unet {dict(self.unet)} does not make a UNet2DModel: {error}") from error
+        factor = 2 ** (len(model.config.block_out_channels) - 1)
+        if shape[-2] % factor or shape[-1] % factor:
+            raise InputError(f"images of {shape[-2]} x {shape[-1]} pixels do not fit this unet; choose a size that {factor} divides")
+        return model
 
     def learning_rate(self, step: int, steps: int) -> float:
         """Linear warm-up, then a cosine to zero."""
         warm = max(1, round(self.warmup * steps))
-        return self.lr * (
-            min(1.0, (step + 1) / warm) if step < warm else 0.5 + 0.5 * math.cos(math.pi * (step - warm) / max(1, steps - warm))
-        )
+        past, left = step - warm, max(1, steps - warm)
+        return self.lr * (min(1.0, (step + 1) / warm) if past < 0 else 0.5 + 0.5 * math.cos(math.pi * past / left))
 
 
 def visits(shape: Sequence[int], train_seed: int, epoch: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -134,7 +152,7 @@ class Training:
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """The reverse of `state`."""
-        self.epoch, self.losses = int(state["epoch"]), list(state["losses"])
+        self.epoch, self.losses = int(state["epoch"]), list(state["losses"].to(self.images.device))
         self.model.load_state_dict({k[len("model.") :]: v for k, v in state.items() if k.startswith("model.")})
         if self.ema is not None:
             self.ema.load_state_dict({k[len("ema.") :]: v for k, v in state.items() if k.startswith("ema.")})
@@ -165,9 +183,12 @@ def train(
     if keep.shape != (len(images),) or not keep.any():
         raise InputError(f"keep must be a mask of {len(images)} train images with at least one True, not {tuple(keep.shape)}")
     run = Training(recipe, images, keep, train_seed)
-    parameters = {"recipe": asdict(recipe), "train_seed": train_seed, "kept": rng.seed("kept", *keep.nonzero()[:, 0].tolist())}
+    data = hashlib.sha256(images.float().cpu().numpy().tobytes() + keep.numpy().tobytes()).hexdigest()
+    parameters = {"recipe": asdict(recipe), "train_seed": train_seed, "data": data}
     if store is not None and store.matches(f"{name}-state", parameters, {}):
         run.restore(store.load(f"{name}-state"))
+    elif store is not None:
+        store.delete(f"{name}-state")
     stops = {max(1, round(share * recipe.epochs)): share for share in recipe.checkpoints}
     with tqdm(total=recipe.epochs, initial=run.epoch, desc=f"training {name}", unit="epoch", leave=False) as bar:
         while run.epoch < recipe.epochs:
@@ -175,10 +196,9 @@ def train(
             bar.update()
             bar.set_postfix(loss=f"{run.losses[-1].item():.4f}")
             if store is not None and run.epoch in stops and run.epoch < recipe.epochs:
-                store.delete(f"{name}-state")
-                store.save(f"{name}-state", run.state(), parameters=parameters)
                 if name == "model":
                     store.save(f"{name}-{round(100 * stops[run.epoch])}", run.weights(), parameters=parameters)
+                store.save(f"{name}-state", run.state(), parameters=parameters)  # last: a run goes on after this
     run.model.load_state_dict(run.weights())
     return run.model.eval(), torch.stack(run.losses).cpu()
 

@@ -23,7 +23,7 @@ def group_effects(scores: Float[Tensor, "query train"], masks: Bool[Tensor, "sub
         raise InputError(f"scores must be [query, train={masks.shape[-1]}], not {tuple(scores.shape)}{hint}")
     if not torch.isfinite(scores).all():
         raise InputError("scores have NaN or infinite entries; the method that made them failed on some image")
-    return masks.double() @ scores.double().cpu().T
+    return masks.cpu().double() @ scores.cpu().double().T
 
 
 def centre(values: Float[Tensor, "subset query"]) -> Float[Tensor, "subset query"]:
@@ -98,14 +98,14 @@ def bootstrap(
     resample is a vector of counts w over subsets, and a mid-rank is ½ + Σ_j w_j below[i, j]: all resamples are one matrix product, exact
     for ties. What it does not cover: other train seeds and another train set.
     """
+    for values in effects.values():
+        _check(values, losses)
     source = rng.generator("bootstrap", seed)
     subsets, queries = losses.shape
     picks = torch.randint(subsets, (resamples, subsets), generator=source)
     weights = torch.zeros(resamples, subsets, dtype=torch.float64).scatter_add_(1, picks, torch.ones(picks.shape, dtype=torch.float64))
     picks = torch.randint(queries, (resamples, queries), generator=source)
     shares = torch.zeros(resamples, queries, dtype=torch.float64).scatter_add_(1, picks, torch.full(picks.shape, 1 / queries).double())
-    for values in effects.values():
-        _check(values, losses)
     below = {name: _below(values) for name, values in effects.items()}
     truth = _below(-losses)
     draws: dict[str, list[Tensor]] = {name: [] for name in effects}

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import platform
-import tempfile
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -154,8 +153,8 @@ class Store:
         try:
             for path, payload in files.items():
                 path.parent.mkdir(parents=True, exist_ok=True)
-                with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".writing-", delete=False) as file:
-                    temporary[path] = Path(file.name)
+                temporary[path] = path.with_name(f".writing-{os.getpid()}-{path.name}")
+                with temporary[path].open("wb") as file:
                     file.write(payload)
                     file.flush()
                     os.fsync(file.fileno())

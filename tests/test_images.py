@@ -151,7 +151,8 @@ def test_transparency_is_laid_over_white(tmp_path):
     palette.save(tmp_path / "palette.png", transparency=0)
     found = {path.stem: images.read(path)[0, 0].tolist() for path in tmp_path.glob("*.png")}
     assert found == {
-        "clear": [255, 255, 255], "half": [255, 153, 153], "grey": [255, 255, 255], "clear-palette": [255, 255, 255], "palette": [255, 0, 0],
+        "clear": [255, 255, 255], "half": [255, 153, 153], "grey": [255, 255, 255],
+        "clear-palette": [255, 255, 255], "palette": [255, 0, 0],
     }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-BLOCK_BYTES = 40 * 2**20  # one block of distances; at most five arrays of its size live at a time, so ≤ 200 MB beyond inputs and outputs
+BLOCK_BYTES = 20 * 2**20  # one block of distances; five arrays of its size may live at a time, so about 200 MB in all
 
 
 def scores(
@@ -27,14 +27,12 @@ def scores(
 ) -> Float[Tensor, "query train"]:
     """See `nda.patches.patch_scores`; `noisy` is x_t and `train` is √ᾱ_t y."""
     out = torch.zeros(len(noisy), len(train), dtype=noisy.dtype, device=noisy.device)
-    pad = [(patch - 1) // 2] * 4  # an even window reaches one pixel further on its far side, so its grid is one smaller
+    # Windows whose overhang is alike in rows and in columns meet each other and no others: the mask on the logits is never built, since
+    # what it would remove is never computed.
     for rows in _alike(noisy.shape[2], patch, borders):
         for cols in _alike(noisy.shape[3], patch, borders):
-            # Windows at these positions stick out of the image alike. They meet each other and no others: the mask on the logits
-            # is never built, since what it would remove is never computed.
-            bank = F.pad(train, pad)[:, :, rows, cols]
-            for q, query in enumerate(F.pad(noisy, pad)[:, :, rows, cols]):
-                out[q] += _mass(query, bank, 2 * sigma**2, patch, top_k, block_bytes)
+            for q in range(len(noisy)):
+                out[q] += _mass(noisy[[q]], train, (rows, cols), 2 * sigma**2, patch, top_k, block_bytes)
     return out
 
 
@@ -50,30 +48,42 @@ def _alike(side: int, patch: int, borders: str) -> Iterator[slice]:
         yield slice(start, stop + patch - 1)
 
 
-def _mass(query: Tensor, bank: Tensor, temperature: float, patch: int, top_k: int | None, block_bytes: int) -> Float[Tensor, "train"]:
-    """Posterior mass of every image of `bank`, summed over the patches of `query`: all windows inside both are compared."""
-    exact = torch.float32 if bank.device.type == "mps" else torch.float64
-    kernels = F.unfold(query[None].to(exact), patch)[0].T  # [u, chan*patch*patch]
+def _region(images: Tensor, patch: int, region: tuple[slice, slice]) -> Tensor:
+    """Pixels that the windows of one region cover; an even window reaches one pixel further after its position than before it."""
+    return F.pad(images, [(patch - 1) // 2] * 4)[:, :, *region]
+
+
+def _mass(
+    query: Float[Tensor, "1 chan row col"],
+    train: Float[Tensor, "train chan row col"],
+    region: tuple[slice, slice],
+    temperature: float,
+    patch: int,
+    top_k: int | None,
+    block_bytes: int,
+) -> Float[Tensor, "train"]:
+    """Posterior mass of every train image, summed over the patches of one region of the query; they meet those of the same region."""
+    exact = torch.float32 if train.device.type == "mps" else torch.float64
+    kernels = F.unfold(_region(query, patch, region).to(exact), patch)[0].T  # [u, chan*patch*patch]
     positions = len(kernels)
+    keep = min(top_k or positions, positions)
     pairs = max(1, block_bytes // (positions * exact.itemsize))  # (query patch, train image) pairs in a block
-    per_image = max(1, min(len(bank), int(pairs**0.5)))
-    ones = torch.ones(1, bank.shape[1], patch, patch, dtype=exact, device=bank.device)
-    total = torch.zeros(len(bank), dtype=exact, device=bank.device)
+    unfolded = kernels.shape[1] * positions * exact.itemsize  # of one image: conv2d makes it for every image of a block
+    per_image = max(1, min(len(train), int(pairs**0.5), block_bytes // unfolded))
+    ones = torch.ones(1, train.shape[1], patch, patch, dtype=exact, device=train.device)
+    total = torch.zeros(len(train), dtype=exact, device=train.device)
     for kernel in kernels.split(max(1, pairs // per_image)):
-        tops, sums = [], []
-        for images in bank.split(per_image):
-            images = images.to(exact)
+        tops, sums = torch.empty(2, len(train), len(kernel), dtype=exact, device=train.device)
+        for rows in torch.arange(len(train)).split(per_image):
+            images = _region(train[rows[0] : rows[-1] + 1], patch, region).to(exact)
             distance = F.conv2d(images, -2 * kernel.unflatten(1, (-1, patch, patch)))  # [train, u, row, col]
             distance += F.conv2d(images.square(), ones) + kernel.square().sum(1)[:, None, None]
             distance = distance.flatten(2).clamp_min_(0)
             best = distance.amin((0, 2))  # [u]
-            logits = ((best[:, None] - distance) / temperature).to(query.dtype)  # [train, u, v]
             offset = best / temperature
-            sums.append(logits.logsumexp(2).to(exact) - offset)
-            kept = (
-                logits.topk(top_k, dim=2, sorted=False).values.logsumexp(2).to(exact) - offset if top_k and top_k < positions else sums[-1]
-            )
-            tops.append(kept)
-        z = torch.cat(sums).logsumexp(0)  # [u]
-        total += (torch.cat(tops) - z).exp().sum(1)
+            logits = ((best[:, None] - distance) / temperature).to(query.dtype)  # [train, u, v]
+            sums[rows] = logits.logsumexp(2).to(exact) - offset
+            top = logits.topk(keep, dim=2, sorted=False).values if keep < positions else logits
+            tops[rows] = top.logsumexp(2).to(exact) - offset
+        total += (tops - sums.logsumexp(0)).exp().sum(1)
     return total.to(query.dtype)
