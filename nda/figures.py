@@ -155,21 +155,44 @@ def bars(groups: Mapping[str, Float[Tensor, "item"]], *, xlabel: str, ylabel: st
     return figure
 
 
-def intervals(tables: Mapping[str, pd.DataFrame], ceilings: Mapping[str, float], *, xlabel: str = "LDS, %") -> Figure:
-    """One panel per table (columns method, lds, low, high; in percent), methods from top to bottom, the seed ceiling dashed."""
+def intervals(tables: Mapping[str, pd.DataFrame], ceilings: Mapping[str, float], *, columns: int = 2) -> Figure:
+    """One panel per table of `nda.lds.summary`, methods from top to bottom, the seed ceiling dashed; all in percent."""
     count = max(len(table) for table in tables.values())
-    figure, axes = _figure(4.2 * len(tables), 0.8 + 0.42 * count, 1, len(tables), sharey=True)
-    for place, (title, table) in zip(axes[0], tables.items(), strict=True):
+    rows = -(-len(tables) // columns)
+    figure, axes = _figure(4.1 * columns, rows * (1.0 + 0.3 * count), rows, columns, sharex=True, sharey=True)
+    for place, (title, table) in zip(axes.flat, tables.items(), strict=True):
         for height, row in enumerate(table.itertuples()):
             colour = METHODS[str(row.method)][1]
             place.plot([row.low, row.high], [height, height], color=colour, linewidth=2.5, solid_capstyle="butt")
             place.plot(row.lds, height, "o", color=colour, markersize=7)
-        place.axvline(0, color="#bbbbbb", linewidth=1)
-        place.axvline(ceilings[title], color=INK, linestyle="--", linewidth=1)
-        place.text(ceilings[title], -0.75, "ceiling", ha="center", fontsize=8)
-        place.set(title=title + "\n", xlabel=xlabel, ylim=(count - 0.5, -0.5))
+        place.axvline(0, color="#bbbbbb", linewidth=1, zorder=0)
+        place.axvline(ceilings[title], color=INK, linestyle="--", linewidth=1, zorder=0)
+        place.set_title(title, loc="left")
+        place.annotate("ceiling", (ceilings[title], 1.02), xycoords=("data", "axes fraction"), ha="center", fontsize=8)
+        place.set_ylim(count - 0.5, -0.5)
+    for place in axes[-1]:
+        place.set_xlabel("LDS, %")
     axes[0, 0].set_yticks(range(count), [label(method) for method in next(iter(tables.values()))["method"]])
     return figure
+
+
+def table(tables: Mapping[str, pd.DataFrame], ceilings: Mapping[str, float]) -> pd.DataFrame:
+    """Tables of `nda.lds.summary` for a reader: one block of rows per table, intervals in brackets, the seed ceiling last."""
+
+    def brackets(low: pd.Series, high: pd.Series) -> list[str]:
+        return [f"[{a:.1f}, {b:.1f}]" for a, b in zip(low, high, strict=True)]
+
+    blocks = {}
+    for name, values in tables.items():
+        columns = {
+            "LDS, %": values["lds"].map("{:.1f}".format),
+            "95 % interval": brackets(values["low"], values["high"]),
+            "gain, %": values["gain"].map("{:+.1f}".format),
+            "95 % interval of gain": brackets(values["gain_low"], values["gain_high"]),
+        }
+        block = pd.DataFrame(columns).set_axis([label(method) for method in values["method"]])
+        blocks[name] = pd.concat([block, pd.DataFrame({"LDS, %": f"{ceilings[name]:.1f}"}, index=["Seed ceiling"])]).fillna("")
+    return pd.concat(blocks)
 
 
 def scatter(effects: Float[Tensor, "subset"], losses: Float[Tensor, "subset"], *, xlabel: str, ylabel: str) -> Figure:

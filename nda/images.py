@@ -3,7 +3,6 @@
 import hashlib
 import lzma
 import os
-import shutil
 import tarfile
 import tempfile
 import warnings
@@ -14,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
@@ -59,7 +58,7 @@ def load(name: str, *, split: str, size: int, root: str | Path | None = None) ->
     folder = Path(name).expanduser()
     if not folder.exists():
         raise InputError(f"data set {name!r} is neither one of {', '.join(NAMES)} nor an existing folder of images")
-    return _folder(unpack(folder), split, size)
+    return _folder(folder, split, size)
 
 
 def _finish(pixels: Tensor, labels: Tensor, classes: tuple[str, ...], origin: str, skipped: tuple[str, ...] = ()) -> Images:
@@ -116,7 +115,7 @@ def _cifar(split: str, size: int, root: str | Path | None) -> Images:
         raise InputError(f"{'root' if root else 'NDA_DATA'} is {str(place)!r}, which does not exist; point it to CIFAR-10's images")
     folder = Path(place).expanduser() if place else cache()
     if place and not (folder / CIFAR10.base_folder).is_dir():
-        return _folder(unpack(folder), split, size)
+        return _folder(folder, split, size)
     try:
         original = CIFAR10(folder, train=split == "train", download=not place)
     except Exception as error:
@@ -143,26 +142,25 @@ def unpack(place: Path) -> Path:
     key = hashlib.sha256(f"{place.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:12]
     target = cache() / f"{place.name.split('.')[0]}-{key}"
     if not target.is_dir():
-        cache().mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=cache(), prefix=".unpacking-"))
         try:
-            with tarfile.open(place) as archive:
-                archive.extractall(partial, filter="data")
-            os.replace(partial, target)
+            cache().mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=cache(), prefix=".unpacking-") as partial, tarfile.open(place) as archive:
+                (Path(partial) / "files").mkdir()
+                archive.extractall(Path(partial) / "files", filter="data")
+                os.replace(Path(partial) / "files", target)
         except (OSError, EOFError, lzma.LZMAError, zlib.error, tarfile.TarError) as error:
             if not target.is_dir():  # else another process unpacked it first
                 raise InputError(f"{place} could not be unpacked into {cache()}: {error}") from error
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
     return target
 
 
-def _folder(folder: Path, split: str, size: int) -> Images:
-    """An image folder: class = first folder below the split; files straight in it, with none, are one class."""
+def _folder(place: Path, split: str, size: int) -> Images:
+    """An image folder or an archive of one: class = first folder below the split; files straight in it, with none, are one class."""
+    folder = unpack(place)
     inside = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
     if len(inside) == 1 and inside[0].is_dir() and not {"train", "test"} & {inside[0].name}:
-        inner = [entry for entry in inside[0].iterdir() if entry.is_dir()]
-        if {"train", "test"} & {entry.name for entry in inner}:
+        inner = {entry.name for entry in inside[0].iterdir() if entry.is_dir()}
+        if {"train", "test"} & inner or (inner and folder != place):
             folder = inside[0]  # an archive's single top folder
     divided = (folder / "train").is_dir() and (folder / "test").is_dir()
     if divided:
@@ -178,12 +176,12 @@ def _folder(folder: Path, split: str, size: int) -> Images:
         try:
             pixels.append(resize(read(path), size))
             labels.append(label)
-        except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except Exception as error:  # on a damaged file Pillow may raise anything, struct.error for one
             skipped.append(str(path))
             warnings.warn(f"skipped {path}: {error}", stacklevel=2)
     if not pixels:
         raise InputError(f"{folder} has no readable {split} images (PNG, JPEG or WebP); point to a folder that has some")
-    return _finish(torch.stack(pixels), torch.tensor(labels), classes, f"image folder {folder.name}", tuple(skipped))
+    return _finish(torch.stack(pixels), torch.tensor(labels), classes, f"image folder {place.resolve().name}", tuple(skipped))
 
 
 def _by_class(base: Path) -> dict[str, list[Path]]:

@@ -5,6 +5,7 @@ the sum of its members' scores, and the LDS is the rank correlation of effects w
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from nda import rng
 from nda.checks import InputError
+from nda.store import Store
 
 
 def group_effects(scores: Float[Tensor, "query train"], masks: Bool[Tensor, "subset train"]) -> Float[Tensor, "subset query"]:
@@ -26,9 +28,28 @@ def group_effects(scores: Float[Tensor, "query train"], masks: Bool[Tensor, "sub
     return masks.cpu().double() @ scores.cpu().double().T
 
 
-def centre(values: Float[Tensor, "subset query"]) -> Float[Tensor, "subset query"]:
+def record(
+    method: str,
+    queries: str,
+    scores: Float[Tensor, "query train"],
+    *,
+    store: Store,
+    results: Store,
+    parameters: Mapping[str, Any],
+    seconds: float,
+) -> None:
+    """Keep a method's scores of the `queries` called "val" or "gen": `scores/<method>-<queries>` in the working store, and
+    `effects/<method>-<queries>` `[subset, query]` on the `report` masks among the results."""
+    name = f"{method}-{queries}"
+    made = {"parameters": parameters, "seconds": seconds}
+    effects = group_effects(scores, results.load("masks/report", "subset train"))
+    store.save(f"scores/{name}", scores, axes="query train", inputs=store.sha256("train", queries), **made)
+    results.save(f"effects/{name}", effects, axes="subset query", inputs=results.sha256("masks/report"), **made)
+
+
+def centre(values: Float[Tensor, "*model query"]) -> Float[Tensor, "*model query"]:
     """Remove each model's mean over the queries. Applied to losses and effects alike it gives the *centred* LDS."""
-    return values - values.mean(1, keepdim=True)
+    return values - values.mean(-1, keepdim=True)
 
 
 def _check(effects: Tensor, losses: Tensor) -> None:

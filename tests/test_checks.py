@@ -18,6 +18,7 @@ GOOD = torch.zeros(2, 1, 4, 4)
         (GOOD.index_fill(3, torch.tensor(1), float("nan")), "NaN"),
         (GOOD - float("inf"), "infinite"),
         (GOOD + 1.01, r"\[-1, 1\]"),
+        (GOOD - 1.01, r"\[-1, 1\]"),
         (GOOD + 255, r"\[255, 255\]"),
     ],
 )

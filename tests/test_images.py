@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import struct
 import tarfile
 import warnings
 
@@ -137,8 +138,8 @@ def test_modes(tmp_path, mode):
 
 
 def test_sixteen_bits_keep_their_grey(tmp_path):
-    Image.fromarray(np.full((2, 2), 128 * 257, np.uint16)).save(tmp_path / "x.png")
-    assert (images.read(tmp_path / "x.png") == 128).all()
+    Image.fromarray(np.full((2, 2), 200 * 257, np.uint16)).save(tmp_path / "x.png")
+    assert (images.read(tmp_path / "x.png") == 200).all()
 
 
 def test_transparency_is_laid_over_white(tmp_path):
@@ -193,6 +194,17 @@ def test_unreadable_file_is_named_and_skipped(folder, damage):
     assert train.skipped == (str(bad),) and len(train.pixels) == 35 and train.labels.bincount().tolist() == [17, 18]
 
 
+def test_whatever_pillow_raises_skips_one_file(folder, monkeypatch):
+    def damaged(path):
+        if path.name == "03.png":
+            raise struct.error("required argument is not an integer")  # Pillow on a damaged EXIF block
+        return np.zeros((8, 8, 3), np.uint8)
+
+    monkeypatch.setattr(images, "read", damaged)
+    with pytest.warns(UserWarning, match="03.png"):
+        assert len(load(str(folder), split="train", size=8).skipped) == 2
+
+
 # ---- bad input
 
 
@@ -239,7 +251,9 @@ def pack(archive, folder):
 def test_archive_is_unpacked_once(folder, tmp_path, own_cache, monkeypatch, suffix):
     archive = pack(tmp_path / f"pictures{suffix}", folder)
     first = load(str(archive), split="train", size=8)
-    assert first.sha256 == load(str(folder), split="train", size=8).sha256
+    plain = load(str(folder), split="train", size=8)
+    assert first.sha256 == plain.sha256 and first.classes == plain.classes and torch.equal(first.labels, plain.labels)
+    assert first.origin == f"image folder pictures{suffix}"  # the same wherever it lies: results are stored with it
 
     def never(*_, **__):
         raise AssertionError("unpacked again")
@@ -262,6 +276,13 @@ def test_truncated_archive(tmp_path, own_cache, suffix, share):
     with pytest.raises(InputError, match="broken"):
         load(str(archive), split="train", size=8)
     assert not own_cache.exists() or not list(own_cache.iterdir())
+
+
+def test_cache_that_cannot_be_written(folder, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("NDA_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(InputError, match="pictures.tar could not be unpacked into .*file/cache"):
+        load(str(pack(tmp_path / "pictures.tar", folder)), split="train", size=8)
 
 
 def test_archive_that_would_write_elsewhere(tmp_path, own_cache):

@@ -5,6 +5,7 @@ relative to the best one, then fit the input's dtype. The posterior is never sto
 log-sum-exp of the `top_k` largest logits, and Z(u), that of all logits, are kept; the mass of image n is exp(T - Z).
 """
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -70,6 +71,7 @@ def _mass(
     pairs = max(1, block_bytes // (positions * exact.itemsize))  # (query patch, train image) pairs in a block
     unfolded = kernels.shape[1] * positions * exact.itemsize  # of one image: conv2d makes it for every image of a block
     per_image = max(1, min(len(train), int(pairs**0.5), block_bytes // unfolded))
+    floor = math.log(torch.finfo(query.dtype).tiny)  # weights below the smallest normal number are nothing, slowly
     ones = torch.ones(1, train.shape[1], patch, patch, dtype=exact, device=train.device)
     total = torch.zeros(len(train), dtype=exact, device=train.device)
     for kernel in kernels.split(max(1, pairs // per_image)):
@@ -81,7 +83,7 @@ def _mass(
             distance = distance.flatten(2).clamp_min_(0)
             best = distance.amin((0, 2))  # [u]
             offset = best / temperature
-            logits = ((best[:, None] - distance) / temperature).to(query.dtype)  # [train, u, v]
+            logits = ((best[:, None] - distance) / temperature).to(query.dtype).clamp_min_(floor)  # [train, u, v]
             sums[rows] = logits.logsumexp(2).to(exact) - offset
             top = logits.topk(keep, dim=2, sorted=False).values if keep < positions else logits
             tops[rows] = top.logsumexp(2).to(exact) - offset
