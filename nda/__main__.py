@@ -15,8 +15,9 @@ def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(prog="python -m nda", description=__doc__)
     commands = root.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="run the notebooks of a profile into book/runs/")
-    run.add_argument("--from", dest="start", metavar="NN", help="first notebook, for example 03")
-    run.add_argument("--only", metavar="NN", help="this notebook alone")
+    which = run.add_mutually_exclusive_group()
+    which.add_argument("--from", dest="start", metavar="NN", help="first notebook, for example 03")
+    which.add_argument("--only", metavar="NN", help="this notebook alone")
     member = commands.add_parser("member", help="retrain subset models: one task, or all that are missing")
     member.add_argument("--task", type=int, metavar="K", help="number of the task, for job arrays; default: all")
     member.add_argument("--workers", type=int, default=2, help="processes of one thread each (default 2)")
@@ -43,8 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
             pipeline.run(options.profile, start=options.start, only=options.only, overrides=overrides(options.overrides))
         else:
             pipeline.plan(options.profile, overrides(options.overrides)).run(workers=options.workers, task=options.task)
-    except InputError as error:
-        print(f"nda: {error}", file=sys.stderr)
+    except (InputError, OSError, yaml.YAMLError) as error:
+        print(f"nda: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except RuntimeError as error:
         print(f"nda: {error}", file=sys.stderr)

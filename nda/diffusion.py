@@ -216,6 +216,8 @@ def sample(model: UNet2DModel, n: int, *, noise_seed: int = 0, steps: int = 50, 
 
     Pixels are rounded to the 256 levels that an image file holds, in [-1, 1]. Source: DDIM, Eq. 12 with eta = 0.
     """
+    if n < 1 or not 1 <= steps <= TIMESTEPS:
+        raise InputError(f"sampling needs at least one image and 1…{TIMESTEPS} steps, not {n} images and {steps} steps")
     device = next(model.parameters()).device
     scheduler = DDIMScheduler(num_train_timesteps=TIMESTEPS, clip_sample=True)
     scheduler.set_timesteps(steps)

@@ -1,6 +1,7 @@
 """Run many independent tasks: skip what is done, survive a killed worker, show progress."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import joblib
@@ -33,7 +34,7 @@ def run(
         try:
             with tqdm(total=len(tasks), initial=len(tasks) - len(todo), desc=label, unit="task") as bar:
                 with joblib.parallel_config(backend=backend, n_jobs=max(1, min(workers, len(todo)))):
-                    for _ in joblib.Parallel(return_as="generator_unordered")(joblib.delayed(_one_thread)(function, task) for task in todo):
+                    for _ in joblib.Parallel(return_as="generator_unordered")(joblib.delayed(_alone)(function, task) for task in todo):
                         bar.update()
             return total
         except TerminatedWorkerError:
@@ -43,11 +44,17 @@ def run(
     return total
 
 
-def _one_thread(function: Callable[[Task], Any], task: Task) -> Any:
-    """One thread per process: no over-subscription, and the same bits whatever the machine's number of cores."""
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Inside, torch uses one thread: the same bits whatever the machine's number of cores, and no crowd when workers share them."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return function(task)
+        yield
     finally:
         torch.set_num_threads(threads)
+
+
+def _alone(function: Callable[[Task], Any], task: Task) -> Any:
+    with one_thread():
+        return function(task)

@@ -41,7 +41,7 @@ def record(
     """Keep a method's scores of the `queries` called "val" or "gen": `scores/<method>-<queries>` in the working store, and
     `effects/<method>-<queries>` `[subset, query]` on the `report` masks among the results."""
     name = f"{method}-{queries}"
-    made = {"parameters": parameters, "seconds": seconds}
+    made: dict[str, Any] = {"parameters": parameters, "seconds": seconds}
     effects = group_effects(scores, results.load("masks/report", "subset train"))
     store.save(f"scores/{name}", scores, axes="query train", inputs=store.sha256("train", queries), **made)
     results.save(f"effects/{name}", effects, axes="subset query", inputs=results.sha256("masks/report"), **made)
@@ -63,7 +63,7 @@ def _check(effects: Tensor, losses: Tensor) -> None:
 
 def _below(values: Float[Tensor, "subset query"]) -> Float[Tensor, "query subset subset"]:
     """below[q, i, j] = 1 if value j is smaller than value i, ½ if equal: a rank is a (weighted) sum over j."""
-    columns = values.double().T
+    columns = values.cpu().double().T
     low, equal = columns[:, None, :] < columns[:, :, None], columns[:, None, :] == columns[:, :, None]
     return low.double() + 0.5 * equal.double()
 
@@ -121,6 +121,8 @@ def bootstrap(
     """
     for values in effects.values():
         _check(values, losses)
+    if resamples < 1:
+        raise InputError(f"resamples must be at least 1, not {resamples}; intervals want 2000 or more")
     source = rng.generator("bootstrap", seed)
     subsets, queries = losses.shape
     picks = torch.randint(subsets, (resamples, subsets), generator=source)

@@ -40,6 +40,8 @@ class Plan:
 
     def members(self) -> list[Member]:
         """Every task, `report` first; the position in this list is the number that `python -m nda member --task` takes."""
+        if not all(self.train_seeds.values()):
+            raise InputError(f"every family needs at least one train seed, not {self.train_seeds}")
         store = Store(self.folder)
         subsets = {family: len(store.load(f"masks/{family}")) for family in self.train_seeds}
         return [Member(f, m, s) for f, seeds in self.train_seeds.items() for s in seeds for m in range(subsets[f])]

@@ -4,13 +4,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from nda.checks import check_timestep
+
 TIMESTEPS = 1000
 BETAS = torch.linspace(1e-4, 0.02, TIMESTEPS)  # float32, as in diffusers' DDPMScheduler
 ALPHA_BAR = torch.cumprod(1 - BETAS, 0)
 
 
 def alpha_bar(timestep: int) -> float:
-    """ᾱ_t, the share of the signal's variance that is left at `timestep` (0…999)."""
+    """ᾱ_t, the share of the signal's variance that is left at `timestep` (0…999; anything else is an InputError)."""
+    check_timestep(timestep)
     return ALPHA_BAR[timestep].item()
 
 

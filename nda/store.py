@@ -153,7 +153,7 @@ class Store:
         try:
             for path, payload in files.items():
                 path.parent.mkdir(parents=True, exist_ok=True)
-                temporary[path] = path.with_name(f".writing-{os.getpid()}-{path.name}")
+                temporary[path] = path.with_name(f".writing-{os.getpid()}-{path.name}.part")
                 with temporary[path].open("wb") as file:
                     file.write(payload)
                     file.flush()
@@ -162,7 +162,7 @@ class Store:
             for path, written in temporary.items():
                 os.replace(written, path)
         except OSError as error:
-            raise InputError(f"could not write {sidecar.with_suffix('')}: {error.strerror}; make room and repeat the command") from error
+            raise InputError(f"could not write {sidecar.with_suffix('')}: {error.strerror}; what was there before is intact") from error
         finally:
             for written in temporary.values():
                 written.unlink(missing_ok=True)

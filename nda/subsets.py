@@ -40,6 +40,8 @@ def keep_masks(labels: Int[Tensor, "train"], n_subsets: int, *, family: str, kee
         raise InputError(f"family must be one of {', '.join(FAMILIES)}, not {family!r}")
     if n_subsets < 1:
         raise InputError(f"n_subsets must be at least 1, not {n_subsets}")
+    if n_subsets < 1:
+        raise InputError(f"n_subsets must be at least 1, not {n_subsets}")
     count = round(keep_fraction * len(labels)) if 0 < keep_fraction < 1 else 0
     if not 0 < count < len(labels):
         raise InputError(f"keep_fraction {keep_fraction} of {len(labels)} train images leaves {count} or drops none; choose another")

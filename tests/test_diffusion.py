@@ -120,29 +120,56 @@ def test_training_is_deterministic_and_leaves_the_global_state():
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_training_is_a_plain_loop():
+    """Against a loop with torch's plain AdamW and diffusers' scheduler; clipping and warm-up matter here."""
+    recipe = replace(TINY, unet=UNET | {"dropout": 0.0}, clip=0.05, warmup=0.5, weight_decay=0.1)
+    model, scheduler, losses, step = recipe.build(6, IMAGES.shape), DDPMScheduler(), [], 0
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.95, 0.999), weight_decay=0.1, foreach=False)
+    for epoch in range(4):
+        order, timesteps, noise, flips = diffusion.visits(IMAGES.shape, 6, epoch)
+        for rows in [image for image in order.tolist() if KEEP[image]][:5], [image for image in order.tolist() if KEEP[image]][5:]:
+            clean = torch.stack([IMAGES[image].flip(-1) if flips[image] else IMAGES[image] for image in rows])
+            noisy = scheduler.add_noise(clean, noise[rows], timesteps[rows])
+            loss = torch.nn.functional.mse_loss(model(noisy, timesteps[rows]).sample, noise[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 0.05)
+            optimizer.param_groups[0]["lr"] = recipe.learning_rate(step, 8)
+            optimizer.step()
+            losses.append(loss.item())
+            step += 1
+    trained, curve = train(IMAGES, recipe, keep=KEEP, train_seed=6)
+    torch.testing.assert_close(curve, torch.tensor(losses), rtol=1e-4, atol=1e-5)
+    for name, weight in trained.state_dict().items():
+        torch.testing.assert_close(weight, model.state_dict()[name], rtol=1e-3, atol=1e-4)
+
+
 def test_subset_models_of_one_seed_start_from_the_same_weights():
     whole, half, other = (Training(TINY, IMAGES, keep, seed) for keep, seed in ((KEEP | True, 3), (KEEP, 3), (KEEP, 4)))
     assert same(whole.model, half.model) and not same(half.model, other.model)
 
 
-def met(monkeypatch, keep) -> dict[int, list]:
-    """What every image meets in training, in order: `{image: [(pixels, timestep, noise), …]}`."""
+def met(monkeypatch, keep) -> tuple[dict[int, list], list[int]]:
+    """What every image meets in training, `{image: [(pixels, timestep, noise), …]}`, and the order in which images come."""
     images = IMAGES.clone()
     images[:, 0, 0, :] = torch.linspace(-1, 1, 12)[:, None]  # names the image, flipped or not
     seen: dict[int, list] = {}
+    order: list[int] = []
 
     def step(self, clean, timesteps, noise, number):
         for x, t, e in zip(clean, timesteps, noise, strict=True):
-            seen.setdefault(round((x[0, 0, 0].item() + 1) * 11 / 2), []).append((x, t, e))
+            order.append(round((x[0, 0, 0].item() + 1) * 11 / 2))
+            seen.setdefault(order[-1], []).append((x, t, e))
         return torch.tensor(0.0)
 
     monkeypatch.setattr(Training, "_step", step)
     train(images, TINY, keep=keep, train_seed=5)
-    return seen
+    return seen, order
 
 
 def test_shared_images_meet_the_same_whatever_the_subset(monkeypatch):
-    whole, half, rest = (met(monkeypatch, keep) for keep in (None, KEEP, ~KEEP))
+    (whole, order), (half, half_order), (rest, _) = (met(monkeypatch, keep) for keep in (None, KEEP, ~KEEP))
+    assert half_order == [image for image in order if KEEP[image]]
     assert sorted(whole) == list(range(12)) and sorted(half) == list(range(0, 12, 2)) and sorted(rest) == list(range(1, 12, 2))
     for image, visits in (half | rest).items():
         assert len(visits) == TINY.epochs
@@ -154,7 +181,7 @@ def test_shared_images_meet_the_same_whatever_the_subset(monkeypatch):
     assert 0.2 < sum(flipped) / len(flipped) < 0.8
 
 
-def test_visits_keep_the_relative_order():
+def test_visits_are_random():
     order, timesteps, noise, flips = diffusion.visits((500, 1, 8, 8), 0, 0)
     assert torch.equal(order.sort().values, torch.arange(500)) and not torch.equal(order, torch.arange(500))
     assert timesteps.min() >= 0 and timesteps.max() <= 999 and 350 < timesteps.float().mean() < 650

@@ -58,6 +58,15 @@ def test_killed_worker_is_replaced(tmp_path):
     assert str(os.getpid()) not in {note[0] for note in notes}
 
 
+def test_one_thread_inside_and_as_before_after_an_error(monkeypatch):
+    threads = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    with pytest.raises(ZeroDivisionError), fanout.one_thread():
+        raise ZeroDivisionError
+    assert threads == [1, 7]
+
+
 def test_error_of_a_task_is_raised():
     with pytest.raises(ZeroDivisionError):
         fanout.run(fail, [1], done=lambda _: False, workers=1)

@@ -10,6 +10,7 @@ from scipy.stats import spearmanr
 
 from nda import lds, rng
 from nda.checks import InputError
+from nda.store import Store
 from nda.subsets import keep_masks
 
 
@@ -94,6 +95,11 @@ def test_centring_removes_what_all_queries_share():
     assert (lds.lds(lds.centre(-common.expand(24, 8)), lds.centre(values + common)) == 0).all()
 
 
+def test_centring_takes_the_mean_over_the_last_axis():
+    losses = normal(6, 2, 5)
+    torch.testing.assert_close(lds.centre(losses)[:, 1], lds.centre(losses[:, 1]))
+
+
 def test_null_is_near_zero():
     scores, losses = normal(200, 40, name="null"), normal(24, 200, name="losses")
     assert abs(lds.lds(lds.group_effects(scores, MASKS), losses).mean()) < 0.05
@@ -147,6 +153,41 @@ def test_bootstrap_of_the_size_that_is_reported():
 def test_interval_is_percentiles():
     draws = normal(500)
     assert lds.interval(draws, 0.9) == pytest.approx(tuple(np.percentile(draws, [5, 95])))
+
+
+def test_summary_is_in_percent_with_paired_gains():
+    losses = normal(16, 5)
+    effects = {"good": -losses + normal(16, 5, name="a"), "null": normal(16, 5, name="b")}
+    table = lds.summary(effects, losses, reference="null", resamples=200, seed=3).set_index("method")
+    draws = lds.bootstrap(effects, losses, resamples=200, seed=3)
+    for name, row in table.iterrows():
+        assert row["lds"] == pytest.approx(100 * scipy_mean(effects[name], -losses))
+        assert (row["low"], row["high"]) == pytest.approx([100 * v for v in lds.interval(draws[name])])
+    gain = table.loc["good", ["gain", "gain_low", "gain_high"]].tolist()
+    paired = [100 * v for v in lds.interval(draws["good"] - draws["null"])]
+    assert gain == pytest.approx([table["lds"]["good"] - table["lds"]["null"], *paired])
+    assert table.loc["null", ["gain", "gain_low", "gain_high"]].tolist() == [0, 0, 0]
+    assert list(table.index) == ["good", "null"]
+
+
+def test_record_keeps_scores_and_their_effects(tmp_path):
+    store, results = Store(tmp_path / "work"), Store(tmp_path / "results")
+    for name in ("train", "val"):
+        store.save(name, normal(2), axes="image")
+    results.save("masks/report", MASKS, axes="subset train")
+    scores = normal(3, 40)
+    made = {"store": store, "results": results, "parameters": {"patch": 3}, "seconds": 1.5}
+    lds.record("nda", "val", scores, **made)
+    assert torch.equal(store.load("scores/nda-val", "query train"), scores)
+    assert torch.equal(results.load("effects/nda-val", "subset query"), lds.group_effects(scores, MASKS))
+    for place, name in ((store, "scores/nda-val"), (results, "effects/nda-val")):
+        assert place.info(name)["parameters"] == {"patch": 3} and place.info(name)["seconds"] == 1.5
+    with pytest.raises(InputError, match="transposed"):
+        lds.record("other", "val", scores.T, **made)
+    assert "scores/other-val" not in store
+    results.save("masks/report", ~MASKS, axes="subset train")
+    with pytest.raises(InputError, match="another masks/report"):
+        results.load("effects/nda-val")
 
 
 # ---- ceiling

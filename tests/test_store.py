@@ -28,7 +28,7 @@ def store(tmp_path):
 
 
 def leftovers(store: Store) -> list[str]:
-    return [path.name for path in store.folder.rglob(".writing-*")]
+    return [path.name for path in store.folder.rglob("*") if path.name not in ("x.json", "x.safetensors")]
 
 
 # ---- round trips
@@ -207,6 +207,8 @@ def test_home(tmp_path, monkeypatch):
     assert home() == REPOSITORY
 
 
-def test_sidecar_is_plain_json(store):
+def test_sidecar_is_plain_json_that_others_may_read(store):
     store.save("x", TENSOR, axes="a b", parameters={"name": "ᾱ"})
+    (store.folder / "plain").touch()
+    assert {path.stat().st_mode for path in store.folder.iterdir()} == {(store.folder / "plain").stat().st_mode}
     assert json.loads((store.folder / "x.json").read_text(encoding="utf-8"))["parameters"] == {"name": "ᾱ"}
