@@ -50,9 +50,8 @@ class Recipe:
     @classmethod
     def parse(cls, settings: Mapping[str, Any]) -> "Recipe":
         """From a profile's mapping; an unknown name or a value out of range is an InputError."""
-        unknown = set(settings) - {f.name for f in fields(cls)}
-        if unknown:
-            raise InputError(f"recipe has an unknown setting {sorted(unknown)[0]!r}; known: {', '.join(f.name for f in fields(cls))}")
+        if unknown := sorted(settings.keys() - {f.name for f in fields(cls)}):
+            raise InputError(f"recipe has an unknown setting {unknown[0]!r}; known: {', '.join(f.name for f in fields(cls))}")
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
         for name, value in values.items():
             wanted = type(getattr(cls(), name))
@@ -221,8 +220,7 @@ def sample(model: UNet2DModel, n: int, *, noise_seed: int = 0, steps: int = 50, 
     device = next(model.parameters()).device
     scheduler = DDIMScheduler(num_train_timesteps=TIMESTEPS, clip_sample=True)
     scheduler.set_timesteps(steps)
-    config = model.config
-    shape = (config.in_channels, config.sample_size, config.sample_size)
+    shape = (model.config.in_channels, model.config.sample_size, model.config.sample_size)
     noise = torch.stack([torch.randn(shape, generator=rng.generator("sample", noise_seed, i)) for i in range(n)])
     images = []
     for x in tqdm(noise.to(device).split(batch), desc="sampling", unit="batch", leave=False):

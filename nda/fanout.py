@@ -30,10 +30,13 @@ def run(
     """
     todo = [task for task in tasks if not done(task)]
     total = len(todo)
+    jobs = max(1, min(workers, len(tasks)))  # not len(todo): the last task of many must not run, and be killed, in this process
     for attempt in range(retries + 1):
+        if not todo:
+            break
         try:
             with tqdm(total=len(tasks), initial=len(tasks) - len(todo), desc=label, unit="task") as bar:
-                with joblib.parallel_config(backend=backend, n_jobs=max(1, min(workers, len(todo)))):
+                with joblib.parallel_config(backend=backend, n_jobs=jobs):
                     for _ in joblib.Parallel(return_as="generator_unordered")(joblib.delayed(_alone)(function, task) for task in todo):
                         bar.update()
             return total

@@ -28,7 +28,7 @@ def same(a, b) -> bool:
 @pytest.fixture(scope="module")
 def trained():
     """A model that has learned its 12 images, a little."""
-    return train(IMAGES, replace(TINY, epochs=60, lr=5e-3), train_seed=1)[0]
+    return train(IMAGES, replace(TINY, epochs=30, lr=5e-3), train_seed=1)[0]
 
 
 # ---- the recipe
@@ -338,6 +338,12 @@ def test_sample_does_not_depend_on_the_others(trained, n, batch):
     one, other = levels(sample(trained, 5, steps=4)), levels(sample(trained, n, steps=4, batch=batch))
     difference = (one[: min(n, 5)] - other[:5]).abs()
     assert difference.max() < 1.01 and (difference > 0.01).float().mean() < 0.01
+
+
+@pytest.mark.parametrize("settings", [{"n": 0}, {"n": 1, "steps": 0}, {"n": 1, "steps": 1001}])
+def test_bad_sample_input(trained, settings):
+    with pytest.raises(InputError, match="at least one image and 1…1000 steps"):
+        sample(trained, **settings)
 
 
 def test_sample_follows_its_seed(trained):

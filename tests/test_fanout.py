@@ -56,6 +56,9 @@ def test_killed_worker_is_replaced(tmp_path):
     notes = [(tmp_path / str(task)).read_text().split() for task in range(5)]
     assert (tmp_path / "attempted").exists() and all(note[1] == "1" for note in notes)
     assert str(os.getpid()) not in {note[0] for note in notes}
+    (tmp_path / "1").unlink()  # a single task that is left of many is not run in this process either
+    assert fanout.run(partial(killed_once, tmp_path), range(5), done=partial(done, tmp_path), workers=2) == 1
+    assert str(os.getpid()) not in (tmp_path / "1").read_text()
 
 
 def test_one_thread_inside_and_as_before_after_an_error(monkeypatch):

@@ -253,6 +253,11 @@ def test_bad_effects_or_losses(effects, losses, reason):
             use(effects, losses)
 
 
+def test_no_resamples():
+    with pytest.raises(InputError, match="resamples"):
+        lds.bootstrap({"a": GOOD}, GOOD, resamples=0)
+
+
 @pytest.mark.parametrize("losses", [normal(10, 1, 4), normal(10, 4), normal(2, 3, 4), normal(10, 3, 4) / 0])
 def test_ceiling_of_bad_losses(losses):
     with pytest.raises(InputError):

@@ -5,6 +5,7 @@ import torch
 from diffusers import DDPMScheduler
 
 from nda import rng, schedule
+from nda.checks import InputError
 
 SCHEDULER = DDPMScheduler()
 PAPER = {100: 0.895142, 200: 0.656347, 300: 0.394011, 400: 0.193572, 500: 0.077797}
@@ -18,6 +19,13 @@ def test_alpha_bar_of_the_paper(timestep, expected):
 def test_every_alpha_bar_equals_diffusers():
     ours = [schedule.alpha_bar(t) for t in range(schedule.TIMESTEPS)]
     assert ours == SCHEDULER.alphas_cumprod.tolist()
+
+
+@pytest.mark.parametrize("timestep", [-1, 1000])
+def test_bad_timestep(timestep):
+    for use in (schedule.alpha_bar, schedule.signal, schedule.sigma):
+        with pytest.raises(InputError, match="timestep"):
+            use(timestep)
 
 
 @pytest.mark.parametrize("timestep", [0, 100, 999])
