@@ -155,8 +155,8 @@ def bars(groups: Mapping[str, Float[Tensor, "item"]], *, xlabel: str, ylabel: st
     return figure
 
 
-def intervals(tables: Mapping[str, pd.DataFrame], ceilings: Mapping[str, float], *, columns: int = 2) -> Figure:
-    """One panel per table of `nda.lds.summary`, methods from top to bottom, the seed ceiling dashed; all in percent."""
+def intervals(tables: Mapping[str, pd.DataFrame], ceilings: Mapping[str, Sequence[float]], *, columns: int = 2) -> Figure:
+    """One panel per table of `nda.lds.summary`, methods from top to bottom, the seed ceiling dashed in its interval; all in percent."""
     count = max(len(table) for table in tables.values())
     rows = -(-len(tables) // columns)
     figure, axes = _figure(4.1 * columns, rows * (1.0 + 0.3 * count), rows, columns, sharex=True, sharey=True)
@@ -166,9 +166,11 @@ def intervals(tables: Mapping[str, pd.DataFrame], ceilings: Mapping[str, float],
             place.plot([row.low, row.high], [height, height], color=colour, linewidth=2.5, solid_capstyle="butt")
             place.plot(row.lds, height, "o", color=colour, markersize=7)
         place.axvline(0, color="#bbbbbb", linewidth=1, zorder=0)
-        place.axvline(ceilings[title], color=INK, linestyle="--", linewidth=1, zorder=0)
+        ceiling, low, high = ceilings[title]
+        place.axvspan(low, high, color="#f0eee8", zorder=-1)
+        place.axvline(ceiling, color=INK, linestyle="--", linewidth=1, zorder=0)
         place.set_title(title, loc="left")
-        place.annotate("ceiling", (ceilings[title], 1.02), xycoords=("data", "axes fraction"), ha="center", fontsize=8)
+        place.annotate("ceiling", (ceiling, 1.02), xycoords=("data", "axes fraction"), ha="center", fontsize=8)
         place.set_ylim(count - 0.5, -0.5)
     for place in axes[-1]:
         place.set_xlabel("LDS, %")
@@ -176,7 +178,7 @@ def intervals(tables: Mapping[str, pd.DataFrame], ceilings: Mapping[str, float],
     return figure
 
 
-def table(tables: Mapping[str, pd.DataFrame], ceilings: Mapping[str, float]) -> pd.DataFrame:
+def table(tables: Mapping[str, pd.DataFrame], ceilings: Mapping[str, Sequence[float]]) -> pd.DataFrame:
     """Tables of `nda.lds.summary` for a reader: one block of rows per table, intervals in brackets, the seed ceiling last."""
 
     def brackets(low: pd.Series, high: pd.Series) -> list[str]:
@@ -191,7 +193,9 @@ def table(tables: Mapping[str, pd.DataFrame], ceilings: Mapping[str, float]) -> 
             "95 % interval of gain": brackets(values["gain_low"], values["gain_high"]),
         }
         block = pd.DataFrame(columns).set_axis([label(method) for method in values["method"]])
-        blocks[name] = pd.concat([block, pd.DataFrame({"LDS, %": f"{ceilings[name]:.1f}"}, index=["Seed ceiling"])]).fillna("")
+        ceiling, low, high = ceilings[name]
+        last = {"LDS, %": f"{ceiling:.1f}", "95 % interval": f"[{low:.1f}, {high:.1f}]"}
+        blocks[name] = pd.concat([block, pd.DataFrame(last, index=["Seed ceiling"])]).fillna("")
     return pd.concat(blocks)
 
 

@@ -7,7 +7,6 @@ the sum of its members' scores, and the LDS is the rank correlation of effects w
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float
@@ -95,14 +94,23 @@ def seed_ceiling(losses: Float[Tensor, "subset seed query"]) -> tuple[float, flo
     of k others; solved for ρ, the mean of all S seeds has reliability Sρ / (1 + (S-1)ρ): the LDS that a fresh, equal set of
     retrainings would reach. A predictor that knew the expected losses could reach its square root.
     """
+    c = torch.stack([spearman(seed, others).mean() for seed, others in _against_others(losses)]).mean()
+    return c.item(), _of_all_seeds(c, losses.shape[1]).item()
+
+
+def _against_others(losses: Float[Tensor, "subset seed query"]) -> list[tuple[Tensor, Tensor]]:
+    """Each seed's losses `[subset, query]` with the mean of the others."""
     if losses.ndim != 3 or losses.shape[1] < 2:
         raise InputError(f"a seed ceiling needs losses [subset, seed, query] with at least 2 seeds, not {tuple(losses.shape)}")
-    seeds = losses.shape[1]
-    others = (losses.sum(1, keepdim=True) - losses) / (seeds - 1)
-    c = torch.stack([spearman(losses[:, s], others[:, s]).mean() for s in range(seeds)]).mean().item()
-    k, positive = seeds - 1, max(c, 0.0)
-    one = (positive**2 * (k - 1) + positive * np.sqrt(positive**2 * (k - 1) ** 2 + 4 * k)) / (2 * k)
-    return c, float(seeds * one / (1 + (seeds - 1) * one))
+    others = (losses.sum(1, keepdim=True) - losses) / (losses.shape[1] - 1)
+    return list(zip(losses.unbind(1), others.unbind(1), strict=True))
+
+
+def _of_all_seeds(c: Tensor, seeds: int) -> Tensor:
+    """Reliability of the mean of all seeds, from the correlation of one with the mean of the others; below chance counts as none."""
+    c, k = c.clamp_min(0), seeds - 1
+    one = (c**2 * (k - 1) + c * (c**2 * (k - 1) ** 2 + 4 * k).sqrt()) / (2 * k)
+    return seeds * one / (1 + (seeds - 1) * one)
 
 
 def bootstrap(
@@ -170,3 +178,11 @@ def summary(
     ]
     table = pd.DataFrame(rows, columns=["method", "lds", "low", "high", "gain", "gain_low", "gain_high"])
     return table.set_index("method").astype(float).mul(100).reset_index()
+
+
+def ceiling_summary(losses: Float[Tensor, "subset seed query"], *, resamples: int = 2000, seed: int = 0) -> tuple[float, float, float]:
+    """The seed ceiling of the mean of all seeds with its interval (value, low, high), in percent, from the same resamples as `summary`."""
+    pairs = _against_others(losses)
+    draws = [bootstrap({"one": -one}, others, resamples=resamples, seed=seed)["one"] for one, others in pairs]
+    low, high = interval(_of_all_seeds(torch.stack(draws).mean(0), losses.shape[1]))
+    return 100 * seed_ceiling(losses)[1], 100 * low, 100 * high

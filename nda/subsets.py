@@ -33,8 +33,9 @@ def stratified(labels: Int[Tensor, "image"], count: int, *names: str | int) -> I
 def keep_masks(labels: Int[Tensor, "train"], n_subsets: int, *, family: str, keep_fraction: float = 0.5) -> Bool[Tensor, "subset train"]:
     """Stratified random subsets, all of one size, True = kept (D-TRAK's protocol).
 
-    family: `"report"` subsets give the numbers that are reported, `"select"` subsets serve every choice of a setting; they are
-    drawn apart, and a mask in both is as unlikely as a repeated one. Subset m is the same whatever `n_subsets` is. Raises InputError if a subset would be empty or masks would repeat.
+    family: `"report"` subsets give the numbers that are reported, `"select"` subsets serve every choice of a setting; they are drawn
+    apart, and sharing a mask is as unlikely as repeating one. Subset m is the same whatever `n_subsets` is. Raises InputError if a
+    subset would be empty or masks would repeat.
     """
     if family not in FAMILIES:
         raise InputError(f"family must be one of {', '.join(FAMILIES)}, not {family!r}")
