@@ -34,20 +34,12 @@ def test_bad_input_is_one_sentence_and_exit_code_2(arguments, tmp_path, monkeypa
     assert not list(tmp_path.rglob("*.ipynb")) and not list(tmp_path.rglob("*.safetensors"))
 
 
-FAILS = {
-    "data set": ("dataset=nope", "nope"),
-    "train set larger than the data": ("n_train=100000", "100000"),
-    "too few for a subset": ("keep_fraction=0.0", "keep_fraction"),
-}
-
-
-@pytest.mark.parametrize(("override", "word"), FAILS.values(), ids=FAILS.keys())
-def test_bad_data_fails_its_notebook_with_exit_code_2(override, word, tmp_path):
+def test_bad_data_fails_its_notebook_with_exit_code_2(tmp_path):
     environment = os.environ | {"NDA_HOME": str(tmp_path)}
-    command = [sys.executable, "-m", "nda", "run", "--profile", "tiny", "--only", "01", "-p", override]
+    command = [sys.executable, "-m", "nda", "run", "--profile", "tiny", "--only", "01", "-p", "dataset=nope"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
-    assert word in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+    assert "'nope'" in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
     executed = json.loads((tmp_path / "book/runs/01_data.ipynb").read_text())
     assert executed["metadata"]["papermill"]["exception"], "the executed copy is left to look at"
     assert not list(tmp_path.rglob("*.safetensors"))
