@@ -13,7 +13,7 @@ FLOORS = {
     0: ["rng", "schedule", "store", "fanout"],
     1: ["images", "subsets", "patches"],
     2: ["diffusion"],
-    3: ["nonparametric", "similarity", "retrain", "gradients", "trak", "influence"],
+    3: ["nonparametric", "provenance", "similarity", "retrain", "gradients", "trak", "influence"],
     4: ["lds", "counterfactual"],
     5: ["figures"],
     6: ["pipeline"],
