@@ -14,7 +14,7 @@ FLOORS = {
     1: ["images", "subsets", "patches"],
     2: ["diffusion"],
     3: ["nonparametric", "provenance", "similarity", "retrain", "gradients", "trak", "influence"],
-    4: ["lds", "counterfactual"],
+    4: ["lds", "counterfactual", "methods"],
     5: ["figures"],
     6: ["pipeline"],
     7: ["__main__"],
