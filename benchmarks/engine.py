@@ -31,7 +31,7 @@ def pictures(count: int, size: int, data: str | None) -> Tensor:
         found = images.load(data, split="train", size=size).pixels
         return found[torch.randperm(len(found), generator=rng.generator("benchmark"))[:count]]
     noise = torch.randn(count, 3, size, size, generator=rng.generator("benchmark"))
-    smooth = sum(F.interpolate(F.avg_pool2d(noise, k), size=size, mode="bilinear") * k for k in (1, 2, 4, 8))
+    smooth = torch.stack([F.interpolate(F.avg_pool2d(noise, k), size=size, mode="bilinear") * k for k in (1, 2, 4, 8)]).sum(0)
     return (smooth / 3).clamp(-1, 1)
 
 
