@@ -23,7 +23,7 @@ ENGINES: dict[str, Callable[..., Posterior]] = {
     "box": partial(blocked.posterior, distances=blocked.box),
     "fused": fused.posterior,
 }
-SHARE_BYTES = 48 * 2**20  # of one array over (query, position, train image), when only scores are asked for
+SHARE_BYTES = 40 * 2**20  # of one array over (query, position, train image), when only scores are asked for
 log = logging.getLogger(__name__)
 
 

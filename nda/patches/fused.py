@@ -103,11 +103,10 @@ def posterior(
 ) -> Posterior:
     """See `nda.patches.naive.posterior`. Weights that are, all together, below the precision of the input's dtype are left out."""
     temperature = 2 * sigma**2
-    energy = windows.energy(noisy).unflatten(1, windows.grid)[:, rows.start : rows.stop].flatten(1)  # [query, position]
+    norms = windows.energy(noisy)  # [query, position]
+    energy = norms.unflatten(1, windows.grid)[:, rows.start : rows.stop].flatten(1)
     largest = train.abs().max().item() * windows.step
-    formats = [
-        Format.choose(norm, largest, len(train[0]), windows, temperature, noisy.dtype) for norm in windows.energy(noisy).amax(1).tolist()
-    ]
+    formats = [Format.choose(norm, largest, len(train[0]), windows, temperature, noisy.dtype) for norm in norms.amax(1).tolist()]
     tasks = [(q, n) for q in range(len(noisy)) for n in range(0, len(train), SHARD)]
 
     def run(task: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -120,15 +119,20 @@ def posterior(
     else:
         with ThreadPoolExecutor(threads) as pool:
             results = list(pool.map(run, tasks))
-    shards, total, share = len(tasks) // len(noisy), [], []
+    shards = len(tasks) // len(noisy)
+    total = torch.empty(energy.shape, dtype=torch.float64)
+    share = torch.empty(*energy.shape, len(train), dtype=noisy.dtype)
     for q, form in enumerate(formats):
-        best, sums, tops, references = zip(*results[q * shards : (q + 1) * shards], strict=True)
-        least = torch.stack(best).amin(0)
-        log_sum = torch.stack([s * torch.exp2(-form.value(b - least).double()) for s, b in zip(sums, best, strict=True)]).sum(0).log()
-        total.append(log_sum - math.log(2) * form.value(least).double() - energy[q] / temperature)
-        shift = [(form.value(least[:, None] - r) * math.log(2) - log_sum[:, None]).to(noisy.dtype) for r in references]
-        share.append(torch.cat([(top.log() + s[:, :, None]).flatten(1) for top, s in zip(tops, shift, strict=True)], 1)[:, : len(train)])
-    return Posterior(torch.arange(len(train)), torch.stack(total), torch.stack(share).to(noisy.dtype))
+        mine = results[q * shards : (q + 1) * shards]
+        least = torch.stack([best for best, *_ in mine]).amin(0)
+        sums = torch.stack([weight * torch.exp2(-form.value(best - least)) for best, weight, *_ in mine]).sum(0).log()
+        total[q] = sums - math.log(2) * form.value(least) - energy[q] / temperature
+        for shard, (_, _, top, reference) in enumerate(mine):  # in place: these are the largest arrays
+            shift = form.value(least[:, None] - reference) * math.log(2) - sums[:, None]
+            logs = top.add_(shift[:, :, None].to(top)).flatten(1)
+            columns = slice(shard * SHARD, min((shard + 1) * SHARD, len(train)))
+            share[q, :, columns] = logs[:, : columns.stop - columns.start]
+    return Posterior(torch.arange(len(train)), total, share)
 
 
 def _run(
@@ -167,7 +171,7 @@ def _run(
     if function(*chain(*arguments)):
         raise MemoryError("the fused engine could not get its working memory")
     inside = slice(rows.start * width, rows.stop * width)
-    return best[inside], total[inside], top[inside], reference[inside]
+    return best[inside], total[inside], top[inside].log_(), reference[inside]
 
 
 def _integers(x: Tensor, windows: Windows, top_k: int | None, rows: range, bits: int, images: int) -> list[np.ndarray]:
