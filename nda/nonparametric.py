@@ -118,8 +118,8 @@ class NDAConfig:
         return term.weight / (windows.positions if self.per_position else 1)
 
 
-# The paper's two scales and timesteps. Its text gives the windows of timestep 100, 7 and 14, and says that the best ones grow with the noise; the
-# other windows and the mix are our guess.
+# The paper's two scales and timesteps. Its text gives the windows of timestep 100, 7 and 14, and says that the best ones grow with the
+# noise; the other windows and the mix are our guess.
 PAPER = NDAConfig.two_scale({100: 7, 200: 7, 300: 9, 400: 11, 500: 15}, {100: 14, 200: 14, 300: 18, 400: 22, 500: 30}, 0.5)
 
 

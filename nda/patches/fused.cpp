@@ -30,7 +30,6 @@
 #endif
 
 namespace {
-
 struct Narrow {
   using real = float;
   using whole = int32_t;
@@ -333,16 +332,14 @@ void energies(const typename S::vec *y, const Problem &p, typename S::R scale, t
     for (long j = 0; j < positions; j++) y2[i * positions + j] = box(y2 + i * positions + j, sums + i * positions + j, i, positions, positions);
 }
 
-// x [chan, height, width], scaled by -2 * scale; y [block, chan, height, width, lane]; rows [n_rows, 4] and cols [n_cols, 2]: ranges of positions that meet:
-// of the train image, then of the query. The outputs are those of `Output`.
-template <class T>
-int run(const typename T::real *x, const typename T::real *y, const Problem &p, const int *rows, int n_rows, const int *cols, int n_cols,
-        const typename T::real *polynomial, double scale, typename T::whole cut, typename T::whole *best, double *total, typename T::real *top,
-        typename T::whole *reference) {
+// x [chan, height, width], scaled by -2 * scale; y [block, chan, height, width, lane]; rows [n_rows, 4], cols [n_cols, 2]: ranges of positions
+// that meet, of the train image and then of the query. The outputs are those of `Output`.
+template <class T, class R = typename T::real, class I = typename T::whole>
+int run(const R *x, const R *y, const Problem &p, const int *rows, int n_rows, const int *cols, int n_cols, const R *polynomial, double scale, I cut,
+        I *best, double *total, R *top, I *reference) {
   using S = Sweep<T>;
-  using R = typename T::real;
-  using uvec = typename T::uvec;
   using vec = typename T::vec;
+  using uvec = typename T::uvec;
   const int L = T::lanes, blocks = (p.images + L - 1) / L, span = (p.taps - 1) * p.step;
   const long plane = (long)p.height * p.width, height = p.height - span, width = p.width - span, longest = std::max(p.height, p.width);
   long state = 0;
@@ -387,7 +384,6 @@ int run(const typename T::real *x, const typename T::real *y, const Problem &p, 
   std::free(memory);
   return 0;
 }
-
 }  // namespace
 
 extern "C" {
