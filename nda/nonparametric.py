@@ -55,12 +55,19 @@ class NDAConfig:
     def __post_init__(self) -> None:
         if not self.scales or not all(self.scales.values()):
             raise InputError("scales must map at least one timestep to at least one scale, for example {100: [Scale(5)]}")
-        for timestep in self.scales:
+        for timestep, scales in self.scales.items():
             check_timestep(timestep)
+            if not isinstance(scales, Sequence) or not all(isinstance(scale, Scale) for scale in scales):
+                raise InputError(f"scales must list Scale(patch, coarse, weight) at timestep {timestep}, not {scales!r}")
+        object.__setattr__(self, "scales", {t: tuple(self.scales[t]) for t in sorted(self.scales)})  # one order of the terms
+        if isinstance(self.noise_seed, bool) or not isinstance(self.noise_seed, int):
+            raise InputError(f"noise_seed must be an integer, not {self.noise_seed!r}")
         if isinstance(self.draws, bool) or not isinstance(self.draws, int) or self.draws < 0:
             raise InputError(f"draws must be an integer of at least 0, not {self.draws!r}")
         weights = [scale.weight for scales in self.scales.values() for scale in scales]
-        if not all(0 <= w < float("inf") for w in weights) or not all(sum(s.weight for s in scales) > 0 for scales in self.scales.values()):
+        if not all(isinstance(w, int | float) and 0 <= w < float("inf") for w in weights) or not all(
+            sum(s.weight for s in scales) > 0 for scales in self.scales.values()
+        ):
             raise InputError(f"the weights of scales must be finite, not negative and not all 0 at a timestep, not {weights}")
 
     @classmethod
@@ -85,19 +92,19 @@ class NDAConfig:
     def parse(cls, settings: Mapping[str, Any]) -> "NDAConfig":
         """From a profile's mapping: fields of this class, with scales as `{timestep: [{patch: 7}, {patch: 14, coarse: true}]}`, or the
         settings of `single` or `two_scale`."""
-        known = {f.name for f in fields(cls)} | {"patches", "coarse_patches", "scale_mix"}
-        if unknown := sorted(settings.keys() - known):
-            raise InputError(f"the NDA configuration has an unknown setting {unknown[0]!r}; known: {', '.join(sorted(known))}")
-
-        def numbers(values: Any) -> Any:  # papermill writes the keys of dictionaries as strings
-            return {int(key): value for key, value in values.items()} if isinstance(values, Mapping) else values
-
-        windows = {k: numbers(v) for k, v in settings.items() if k in ("patches", "coarse_patches", "scale_mix")}
-        rest = {k: v for k, v in settings.items() if k not in windows}
-        if "scales" in settings:
-            scales = {t: tuple(Scale(**scale) for scale in listed) for t, listed in numbers(rest.pop("scales")).items()}
-            return cls(scales, **rest)
-        return cls.two_scale(**windows, **rest) if "coarse_patches" in windows else cls.single(**windows, **rest)
+        windows = ("patches", "coarse_patches", "scale_mix")
+        if unknown := sorted(settings.keys() - {f.name for f in fields(cls)} - {*windows}):
+            raise InputError(f"the NDA configuration has an unknown setting {unknown[0]!r}; give scales, or {', '.join(windows)}")
+        given = {k: _by_timestep(k, v) if k in (*windows, "scales") else v for k, v in settings.items()}
+        if ("scales" in given) == ("patches" in given) or ("coarse_patches" in given) != ("scale_mix" in given):
+            raise InputError(f"give scales, or patches, or patches with coarse_patches and scale_mix, not {', '.join(given) or 'nothing'}")
+        if "scales" not in given:
+            return cls.two_scale(**given) if "scale_mix" in given else cls.single(**given)
+        try:
+            given["scales"] = {t: tuple(Scale(**scale) for scale in listed) for t, listed in given["scales"].items()}
+        except (TypeError, AttributeError):
+            raise InputError(f"scales must map timesteps to lists such as [{{patch: 7, weight: 0.5}}], not {given['scales']}") from None
+        return cls(**given)
 
     def terms(self) -> Iterator[Term]:
         """Every posterior that a score is made of; the weights sum to 1."""
@@ -116,6 +123,18 @@ class NDAConfig:
         """Of a term's `scores`, for images `[…, row, col]`."""
         windows = Windows(shape[-2], shape[-1], term.scale.patch, term.scale.coarse, self.borders)
         return term.weight / (windows.positions if self.per_position else 1)
+
+
+def _by_timestep(name: str, values: Any) -> Any:
+    """With integers as keys, since papermill writes the keys of dictionaries as strings; `scale_mix` may be one number."""
+    if name == "scale_mix" and not isinstance(values, Mapping):
+        if isinstance(values, bool) or not isinstance(values, int | float):
+            raise InputError(f"scale_mix must be a number between 0 and 1 or one per timestep, not {values!r}")
+        return values
+    keys = [str(key) for key in values] if isinstance(values, Mapping) else [""]
+    if not all(key.isdecimal() for key in keys):
+        raise InputError(f"{name} must map timesteps (integers) to values, not {values!r}")
+    return dict(zip(map(int, keys), values.values(), strict=True))
 
 
 # The paper's two scales and timesteps. Its text gives the windows of timestep 100, 7 and 14, and says that the best ones grow with the
@@ -155,14 +174,14 @@ class Partial:
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything but the configuration."""
-        named = {f"{i}.{f.name}": getattr(p, f.name) for i, p in enumerate(self.posteriors) for f in fields(p)}
-        return named | {"shape": torch.tensor(self.shape)}
+        named = {f"{i}.{f.name}": getattr(p, f.name) for i, p in enumerate(self.posteriors) for f in fields(p) if f.name != "images"}
+        return named | {"images": self.posteriors[0].images, "shape": torch.tensor(self.shape)}
 
     @classmethod
     def from_tensors(cls, config: NDAConfig, tensors: Mapping[str, Tensor]) -> "Partial":
         """The reverse of `tensors`."""
-        names = [f.name for f in fields(Posterior)]
-        found = [Posterior(*(tensors[f"{i}.{name}"] for name in names)) for i in range(len(list(config.terms())))]
+        parts = [(tensors[f"{i}.log_total"], tensors[f"{i}.log_share"]) for i in range(len(list(config.terms())))]
+        found = [Posterior(tensors["images"], *part) for part in parts]
         return cls(config, tuple(found), tuple(tensors["shape"].tolist()))
 
 
@@ -179,9 +198,10 @@ def partial_scores(
     Blocks can be computed apart, in any order, on other machines; images are appended to a finished run by merging a new block with it.
     """
     numbers = torch.arange(len(train)) if images is None else torch.as_tensor(images)
-    if numbers.shape != (len(train),):
-        raise InputError(f"images must be the numbers of the {len(train)} train images of this block, not {tuple(numbers.shape)} numbers")
-    bank = torch.cat([train, train.flip(-1)]) if config.flips else train
+    if numbers.shape != (len(train),) or numbers.is_floating_point() or len(numbers.unique()) < len(train):
+        raise InputError(f"images must be {len(train)} different integers, the numbers of this block's train images, not {images!r}")
+    numbers, order = numbers.sort()
+    bank = torch.cat([train[order], train[order].flip(-1)]) if config.flips else train[order]
     found = []
     for term in tqdm(list(config.terms()), desc="NDA", unit="posterior", leave=False):
         whole = patch_posterior(queries, bank, engine=engine, **config.options(queries, term))

@@ -35,7 +35,7 @@ def provenance(
 ) -> Provenance:
     """Who explains each pixel of the query. `options` are those of `nda.patches.patch_posterior` (timestep, patch, coarse, borders,
     noise, …), except top_k and rows. Rows and columns are positions of windows: pixels, one fewer per axis for an even patch."""
-    if not 1 <= few <= len(train):
+    if isinstance(few, bool) or not isinstance(few, int) or not 1 <= few <= len(train):
         raise InputError(f"few must be between 1 and the number of train images {len(train)}, not {few!r}")
     windows, posterior = _posterior(query, train, options)
     masses = posterior.masses[0]  # [position, train]
@@ -59,8 +59,8 @@ def used_pixels(
 
     The map sums to the image's score at this timestep and scale with `top_k=None`. Options are those of `provenance`.
     """
-    if not 0 <= image < len(train):
-        raise InputError(f"image must be between 0 and {len(train) - 1}, not {image!r}")
+    if isinstance(image, bool) or not isinstance(image, int) or not 0 <= image < len(train):
+        raise InputError(f"image must be an integer between 0 and {len(train) - 1}, not {image!r}")
     windows, posterior = _posterior(query, train, options)
     logits = _logits(query, train[image], windows, options, torch.arange(windows.positions, device=train.device))
     return (logits - posterior.log_total[0, :, None]).exp().sum(0).unflatten(0, windows.grid).to(train.dtype)

@@ -3,6 +3,7 @@
 import logging
 from itertools import product
 from math import inf
+from random import Random
 
 import pytest
 import torch
@@ -121,32 +122,31 @@ def released_code(noisy, train, *, sigma, patch, coarse, top_k, value):
     return per_image.topk(min(top_k, per_image.shape[3])).values.sum((1, 3))
 
 
-@pytest.mark.parametrize("engine", FAST)
 @pytest.mark.parametrize("top_k", [1, 10, 100])
 @pytest.mark.parametrize(("patch", "coarse"), [(3, False), (4, False), (5, False), (8, False), (4, True), (8, True)])
 @pytest.mark.parametrize(("borders", "value"), [("match", 10.0), ("zero", 0.0)])
-def test_released_code(engine, patch, coarse, top_k, borders, value):
+def test_released_code(patch, coarse, top_k, borders, value):
     queries, train = random_images(3, 3, 8, 8), random_images(12, 3, 8, 8, name="train")
     noise = shared_noise(queries, 100, 0)
     recipe = {"sigma": sigma(100), "patch": patch, "coarse": coarse, "top_k": top_k, "value": value}
     theirs = released_code(signal(100) * queries + sigma(100) * noise, signal(100) * train, **recipe)
     options = {"timestep": 100, "patch": patch, "coarse": coarse, "top_k": top_k, "borders": borders, "noise": noise}
-    torch.testing.assert_close(patch_scores(queries, train, **options, engine=engine), theirs, rtol=0, atol=1e-6)
+    for engine in HERE:
+        torch.testing.assert_close(patch_scores(queries, train, **options, engine=engine), theirs, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("engine", FAST)
-@pytest.mark.parametrize("timestep", [0, 50, 200, 500, 999])
-def test_scores_in_float32(engine, timestep):
-    """Noise-free queries near a train image, at all timesteps: where the three terms of a distance cancel most, and where least."""
-    queries, train = random_images(2, 3, 12, 12, dtype=torch.float32), random_images(20, 3, 12, 12, name="train", dtype=torch.float32)
-    train[:2] = (queries + 0.2 * random_images(2, 3, 12, 12, name="near", dtype=torch.float32)).clamp(-1, 1)
-    for patch, coarse in ((1, False), (4, False), (5, False), (2, True), (6, True)):
-        exact = released_code(
-            signal(timestep) * queries, signal(timestep) * train, sigma=sigma(timestep), patch=patch, coarse=coarse, top_k=10, value=0
-        )
-        ours = patch_scores(queries, train, timestep=timestep, patch=patch, coarse=coarse, top_k=10, borders="zero", engine=engine)
-        assert ours.dtype == torch.float32
-        assert (ours - exact).abs().max() < 1e-5 * exact.max(), (patch, coarse)
+@pytest.mark.parametrize("timestep", [0, 200, 999])
+def test_scores_in_float32(timestep):
+    """Noise-free queries near a train image: at small timesteps the terms of a distance nearly cancel."""
+    queries, train = random_images(2, 3, 11, 10, dtype=torch.float32), random_images(9, 3, 11, 10, name="train", dtype=torch.float32)
+    train[:2] = (queries + 0.2 * random_images(2, 3, 11, 10, name="near", dtype=torch.float32)).clamp(-1, 1)
+    noisy, bank = signal(timestep) * queries, signal(timestep) * train
+    for patch, coarse in ((1, False), (4, False), (7, False), (2, True), (6, True)):
+        exact = released_code(noisy, bank, sigma=sigma(timestep), patch=patch, coarse=coarse, top_k=10, value=0)
+        for engine in HERE:
+            ours = patch_scores(queries, train, timestep=timestep, patch=patch, coarse=coarse, top_k=10, borders="zero", engine=engine)
+            assert ours.dtype == torch.float32
+            assert (ours - exact).abs().max() < 1e-5 * exact.max(), (engine, patch, coarse)
 
 
 # ---- what must hold whatever the images
@@ -160,7 +160,7 @@ def test_masses_sum_to_one_at_every_position(case):
     assert (few <= everything + 1e-12).all()
 
 
-@given(cases(), st.randoms(use_true_random=False))
+@given(cases(), st.builds(Random, st.integers(0, 9999)))
 def test_order_of_train_images_does_not_matter(case, shuffler):
     queries, train, options = case
     order = shuffler.sample(range(len(train)), len(train))
@@ -206,8 +206,8 @@ def test_no_noise_is_noise_of_zero():
 
 
 @pytest.mark.parametrize("engine", ALL)
-@pytest.mark.parametrize("top_k", [1, 3, 9, 10, 25, None])
-@pytest.mark.parametrize("level", [-1.0, 0.0, 1.0])
+@pytest.mark.parametrize("top_k", [1, 3, 9, None])
+@pytest.mark.parametrize("level", [-1.0, 0.0])
 def test_constant_images_share_equally(engine, top_k, level):
     """All windows that meet tie, also at the border of the top k, and also where the terms of a distance cancel completely."""
     images = torch.full((3, 1, 5, 5), level, dtype=torch.float64)
@@ -310,10 +310,10 @@ def test_masses_are_between_zero_and_the_grid():
 
 
 @pytest.mark.parametrize("engine", [blocked.conv, blocked.box])
-@pytest.mark.parametrize("block_bytes", [1, 5_000, 77_777, 10**9])
+@pytest.mark.parametrize("block_bytes", [1, 7_777, 10**9])
 def test_block_size_does_not_matter(engine, block_bytes):
-    noisy, train = random_images(2, 2, 7, 8), random_images(9, 2, 7, 8, name="train")
-    for windows, top_k in ((Windows(7, 8, 4), 3), (Windows(7, 8, 3, borders="zero"), None), (Windows(7, 8, 6, coarse=True), 2)):
+    noisy, train = random_images(1, 2, 6, 7), random_images(5, 2, 6, 7, name="train")
+    for windows, top_k in ((Windows(6, 7, 4), 3), (Windows(6, 7, 3, borders="zero"), None), (Windows(6, 7, 4, coarse=True), 2)):
         settings = {"sigma": 0.3, "windows": windows, "top_k": top_k, "rows": range(1, windows.grid[0]), "distances": engine}
         small, default = (blocked.posterior(noisy, train, **settings, block_bytes=size) for size in (block_bytes, None))
         assert_same(small, default, 1e-12)
@@ -346,7 +346,7 @@ def test_scores_in_parts_are_the_scores(engine, share_bytes, monkeypatch):
 # ---- merging
 
 
-@given(cases(), st.randoms(use_true_random=False))
+@given(cases(), st.builds(Random, st.integers(0, 9999)))
 def test_merged_blocks_are_the_whole(case, shuffler):
     queries, train, options = case
     bank = torch.cat([train, train.flip(-1), -train])

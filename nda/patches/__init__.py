@@ -120,7 +120,7 @@ def patch_scores(
 def _check(top_k: object, temperature: float) -> None:
     if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
         raise InputError(f"top_k must be a positive integer or None for all, not {top_k!r}")
-    if not 0 < temperature < float("inf"):
+    if not isinstance(temperature, int | float) or not 0 < temperature < float("inf"):
         raise InputError(f"temperature must be a positive number, not {temperature!r}")
 
 

@@ -28,7 +28,8 @@ from nda.patches.posterior import Posterior
 from nda.patches.windows import Windows
 
 SOURCE = Path(__file__).with_name("fused.cpp")
-FLAGS = ("-O3", "-march=native", "-ffast-math", "-fPIC", "-shared", "-std=c++17")
+# Not -ffast-math: a library built with it makes the whole process flush small numbers to zero.
+FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared", "-std=c++17")
 SHARD = 128  # train images per task: fixed, so that no result depends on the number of threads
 NARROW_ERROR = 1e-5  # largest rounding error of a logit (root mean square, in nats) at which 32-bit numbers are used
 log = logging.getLogger(__name__)
@@ -46,13 +47,14 @@ class Format:
         """As many digits as the largest distance leaves, and 32-bit numbers if those are enough for float32.
 
         norm: largest squared norm of a query window. largest: largest absolute pixel of the prepared train images. A logit is a sum of
-        taps² rounded products, and every step of the vertical box filter adds the rounding of `taps` more.
+        taps² products of floats, rounded to fixed point, and every step of the vertical box filter adds the rounding of `taps` more.
         """
         other = windows.taps**2 * chan * largest**2
         bound = 1.01 * max(norm, other + 2 * math.sqrt(norm * other)) / (temperature * math.log(2)) + 1e-9
         digits = 31 - math.ceil(math.log2(bound))
-        rounding = 0.3 * math.sqrt(windows.taps * (windows.taps + windows.height))  # of the last bit
-        if dtype == torch.float32 and rounding * math.log(2) * 2.0**-digits <= NARROW_ERROR:
+        fixed = 0.3 * math.sqrt(windows.taps * (windows.taps + windows.height)) * math.log(2) * 2.0**-digits
+        floats = 2.0**-24 * 2 * largest * math.sqrt(norm) / temperature  # Σ(xy)² is at most largest² norm
+        if dtype == torch.float32 and math.hypot(fixed, floats) <= NARROW_ERROR:
             return cls(min(digits, 23), True)
         return cls(min(digits + 31, 52), False)
 
@@ -75,8 +77,10 @@ def library() -> ctypes.CDLL | None:
         log.warning("no C++ compiler was found, so the fused engine is not available; install g++ or clang++, or set CXX")
         return None
     try:
-        target = subprocess.run([compiler, *FLAGS[1:2], "-dM", "-E", "-x", "c++", os.devnull], capture_output=True, check=True).stdout
-        key = hashlib.sha256(SOURCE.read_bytes() + repr(FLAGS).encode() + target).hexdigest()[:16]
+        target = subprocess.run(
+            [compiler, *FLAGS[1:2], "-dM", "-E", "-x", "c++", os.devnull], capture_output=True, check=True, text=True
+        ).stdout
+        key = hashlib.sha256(SOURCE.read_bytes() + repr(FLAGS).encode() + target.encode()).hexdigest()[:16]
         folder = Path(os.environ.get("NDA_CACHE") or Path.home() / ".cache" / "nda")
         path = folder / f"fused-{key}.so"
         if not path.exists():
