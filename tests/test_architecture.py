@@ -11,9 +11,9 @@ FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*
 FLOORS = {
     -1: ["__init__", "checks"],
     0: ["rng", "schedule", "store", "fanout"],
-    1: ["images", "subsets", "patches"],
-    2: ["diffusion"],
-    3: ["nonparametric", "similarity", "retrain", "gradients", "trak", "influence"],
+    1: ["images", "subsets", "patches", "projection"],
+    2: ["diffusion", "gradients"],
+    3: ["nonparametric", "similarity", "retrain", "references", "trak", "influence"],
     4: ["lds", "counterfactual"],
     5: ["figures"],
     6: ["pipeline"],
