@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
+import matplotlib.ticker
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
@@ -12,13 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-# key: (label, colour). The order here is the order in every table and figure.
-METHODS = {
-    "random": ("Random (null)", "#9a9a9a"),
-    "pixel_dot": ("Raw pixels, dot", "#c98b2b"),
-    "pixel_cosine": ("Raw pixels, cosine", "#8a5a13"),
-    "nda": ("NDA, single scale", "#1f6f8b"),
-}
+from nda.methods import METHODS
+
 INK = "#333333"
 
 STYLE: dict[Any, Any] = {
@@ -30,7 +26,7 @@ STYLE: dict[Any, Any] = {
 
 def label(method: str) -> str:
     """The name of a method for a reader."""
-    return METHODS[method][0]
+    return METHODS[method].label
 
 
 class Picture(Figure):
@@ -76,7 +72,7 @@ def masks(keep: Bool[Tensor, "subset train"], labels: Float[Tensor, "train"], cl
     figure, axes = _figure(8, 0.5 + 0.13 * len(keep))
     place = axes[0, 0]
     place.imshow(
-        keep[:, order].numpy(), cmap=mpl.colors.ListedColormap(["#f2efe9", METHODS["nda"][1]]), aspect="auto", interpolation="nearest"
+        keep[:, order].numpy(), cmap=mpl.colors.ListedColormap(["#f2efe9", METHODS["nda"].colour]), aspect="auto", interpolation="nearest"
     )
     edges = np.flatnonzero(np.diff(labels[order].numpy())) + 0.5
     for edge in edges:
@@ -94,7 +90,7 @@ def training(curve: Float[Tensor, "step"], window: int = 20) -> Figure:
     values = curve.numpy()
     smooth = pd.Series(values).rolling(window, min_periods=1).mean()
     axes[0, 0].plot(values, color="#c9d8dd", linewidth=0.8, label="one step")
-    axes[0, 0].plot(smooth, color=METHODS["nda"][1], label=f"mean of {window} steps")
+    axes[0, 0].plot(smooth, color=METHODS["nda"].colour, label=f"mean of {window} steps")
     axes[0, 0].set(xlabel="training step", ylabel="noise-prediction loss", yscale="log")
     axes[0, 0].legend(loc="upper right")
     return figure
@@ -104,11 +100,13 @@ def signal_by_timestep(table: pd.DataFrame) -> Figure:
     """Mean loss, its spread over subsets and the seed ceiling, by timestep (columns timestep, loss, spread, ceiling)."""
     figure, axes = _figure(8, 2.7, 1, 2)
     axes[0, 0].plot(table["timestep"], table["loss"], color=INK, marker="o", markersize=4, label="mean")
-    axes[0, 0].plot(table["timestep"], table["spread"], color=METHODS["pixel_dot"][1], marker="o", markersize=4, label="s.d. over subsets")
+    axes[0, 0].plot(
+        table["timestep"], table["spread"], color=METHODS["pixel_dot"].colour, marker="o", markersize=4, label="s.d. over subsets"
+    )
     axes[0, 0].set(xlabel="timestep of the loss", ylabel="loss", yscale="log")
     axes[0, 0].legend()
     axes[0, 1].axhline(0, color="#bbbbbb", linewidth=1)
-    axes[0, 1].plot(table["timestep"], 100 * table["ceiling"], color=METHODS["nda"][1], marker="o", markersize=4)
+    axes[0, 1].plot(table["timestep"], 100 * table["ceiling"], color=METHODS["nda"].colour, marker="o", markersize=4)
     axes[0, 1].set(xlabel="timestep of the loss", ylabel="agreement of seeds, %")
     return figure
 
@@ -126,7 +124,7 @@ def proponents(
     for row, query, values in zip(axes, queries, scores, strict=True):
         best = values.topk(top).indices.tolist() + [int(values.argmin())]
         _show(row[0], query, "query")
-        row[0].spines[:].set(visible=True, color=METHODS["nda"][1], linewidth=2)
+        row[0].spines[:].set(visible=True, color=METHODS["nda"].colour, linewidth=2)
         for place, index in zip(row[1:], best, strict=True):
             _show(place, train[index], unit.format(values[index].item()))
         row[-1].spines[:].set(visible=True, color="#9a9a9a", linewidth=1, linestyle=":")
@@ -145,11 +143,56 @@ def maps(images: Sequence[Float[Tensor, "row col"]], titles: Sequence[str], *, u
     return figure
 
 
+def sources(
+    query: Float[Tensor, "chan row col"],
+    train: Float[Tensor, "train chan row col"],
+    images: Sequence[int],
+    *,
+    masses: Float[Tensor, "row col train"],
+    entropy: Float[Tensor, "row col"],
+    used: Sequence[Float[Tensor, "row col"]],
+) -> Figure:
+    """Above: a query, then train images, clear where they are used; below: entropy, then the mass of each image, at the query's pixels."""
+    figure, axes = _figure(1.35 * (len(images) + 1) + 0.8, 3.3, 2, len(images) + 1)
+    _show(axes[0, 0], query, "query")
+    top = float(masses[..., list(images)].max())
+    for place, index, weights in zip(axes[0, 1:], images, used, strict=True):
+        _show(place, train[index], f"image {index}: {float(weights.sum()):.0f} px")
+        cover = np.zeros((*weights.shape, 4)) + 0.5
+        cover[..., 3] = 0.9 * (1 - weights.cpu().numpy() / float(weights.max()))
+        place.imshow(cover, interpolation="nearest")
+    options = {"interpolation": "nearest", "vmin": 0}
+    unsure = axes[1, 0].imshow(entropy.cpu().numpy(), cmap="viridis", vmax=np.log(len(train)), **options)
+    for place, index in zip(axes[1, 1:], images, strict=True):
+        share = place.imshow(100 * masses[..., index].cpu().numpy(), cmap="magma", vmax=100 * top, **options)
+    for place in axes[1]:
+        place.set(xticks=[], yticks=[])
+    figure.colorbar(unsure, ax=axes[1, 0], location="bottom", label="entropy, nats", shrink=0.9)
+    figure.colorbar(share, ax=list(axes[1, 1:]), location="bottom", label="mass, %", shrink=0.5)
+    return figure
+
+
+def scaling(tables: Mapping[str, pd.DataFrame], *, ylabel: str) -> Figure:
+    """One log-log panel per table, whose index is the abscissa (named), with one line per column."""
+    figure, axes = _figure(3.1 * len(tables), 2.9, 1, len(tables), sharey=True)
+    colours = (METHODS["nda"].colour, METHODS["pixel_dot"].colour, "#7a7a7a", METHODS["nda_coarse"].colour, METHODS["nda_two_scale"].colour)
+    for place, (title, values) in zip(axes[0], tables.items(), strict=True):
+        for colour, name in zip(colours, values, strict=False):
+            place.plot(values.index, values[name], "o-", color=colour, markersize=4, label=name)
+        place.set(xscale="log", yscale="log", xlabel=values.index.name, title=title)
+        place.xaxis.set_major_formatter(mpl.ticker.ScalarFormatter())
+        place.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
+        place.set_xticks(list(values.index))
+        place.legend(fontsize=8)
+    axes[0, 0].set_ylabel(ylabel)
+    return figure
+
+
 def bars(groups: Mapping[str, Float[Tensor, "item"]], *, xlabel: str, ylabel: str) -> Figure:
     """One panel of bars per group, on a common scale."""
     figure, axes = _figure(2.6 * len(groups), 2.3, 1, len(groups), sharey=True)
     for place, (title, values) in zip(axes[0], groups.items(), strict=True):
-        place.bar(range(len(values)), values.cpu().numpy(), color=METHODS["nda"][1])
+        place.bar(range(len(values)), values.cpu().numpy(), color=METHODS["nda"].colour)
         place.set(title=title, xlabel=xlabel)
     axes[0, 0].set_ylabel(ylabel)
     return figure
@@ -162,7 +205,7 @@ def intervals(tables: Mapping[str, pd.DataFrame], ceilings: Mapping[str, Sequenc
     figure, axes = _figure(4.1 * columns, rows * (1.0 + 0.3 * count), rows, columns, sharex=True, sharey=True)
     for place, (title, table) in zip(axes.flat, tables.items(), strict=True):
         for height, row in enumerate(table.itertuples()):
-            colour = METHODS[str(row.method)][1]
+            colour = METHODS[str(row.method)].colour
             place.plot([row.low, row.high], [height, height], color=colour, linewidth=2.5, solid_capstyle="butt")
             place.plot(row.lds, height, "o", color=colour, markersize=7)
         place.axvline(0, color="#bbbbbb", linewidth=1, zorder=0)
@@ -202,6 +245,6 @@ def table(tables: Mapping[str, pd.DataFrame], ceilings: Mapping[str, Sequence[fl
 def scatter(effects: Float[Tensor, "subset"], losses: Float[Tensor, "subset"], *, xlabel: str, ylabel: str) -> Figure:
     """Predicted effect against true loss, one point per retrained model."""
     figure, axes = _figure(3.6, 2.9)
-    axes[0, 0].plot(effects.numpy(), losses.numpy(), "o", color=METHODS["nda"][1], markersize=5)
+    axes[0, 0].plot(effects.numpy(), losses.numpy(), "o", color=METHODS["nda"].colour, markersize=5)
     axes[0, 0].set(xlabel=xlabel, ylabel=ylabel)
     return figure

@@ -135,7 +135,7 @@ def _stream(model: nn.Module, images: Tensor, readout: Readout, batch: int) -> I
         for some in torch.arange(groups).split(max(1, batch // (n * rows))):
             t, eps = timesteps[some].repeat(n, 1), noise[some].repeat(n, 1, 1, 1, 1)  # [example * group, row, ...]
             noisy = add_noise(clean[:, some].reshape(-1, *shape), t.flatten(), eps.flatten(0, 1)).reshape(eps.shape)
-            with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the one kind of attention that vmap can differentiate
+            with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # fused attention need not work under vmap
                 vectors = gradients(output, parameters, (noisy, t, eps), batch).div_(rows)
             vectors = F.normalize(vectors, dim=1) if readout.unit_norm else vectors
             total = total + vectors.unflatten(0, (n, -1)).sum(1) / groups

@@ -1,36 +1,202 @@
-"""The paper: nonparametric data attribution. Patch posteriors averaged over timesteps; no model, no gradients."""
+"""The paper: nonparametric data attribution. Patch posteriors averaged over timesteps and scales; no model, no gradients."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from nda.checks import InputError
-from nda.patches import patch_scores
+from nda.checks import InputError, check_timestep
+from nda.patches import Posterior, Windows, patch_posterior, patch_scores, shared_noise
+from nda.patches import merge as merge_posteriors
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Windows of side `patch` in pixels; `coarse` compares them at half the resolution. `weight` is relative to the other scales'."""
+
+    patch: int
+    coarse: bool = False
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Term:
+    """One posterior of a configuration and its weight in the score."""
+
+    timestep: int
+    scale: Scale
+    draw: int | None  # number of the noise image, None: no noise
+    weight: float
+
+
+@dataclass(frozen=True)
+class NDAConfig:
+    """All choices of the method. `scales` lists, for every timestep, the windows whose scores are mixed; timesteps have equal weight.
+
+    draws: noise images per timestep, which all queries share; the released code has one; 0: no noise, and `temperature` scales the variance
+    1-ᾱ_t of the softmax (paper: 1). flips: the bank holds mirrored train images too, and their mass counts for their original.
+    per_position: scores are means over the positions of a query, so that scales with different grids mix as their weights say; False is the
+    released code's plain sum. Raises InputError for what cannot be.
+    """
+
+    scales: Mapping[int, Sequence[Scale]] = field(default_factory=dict)
+    top_k: int | None = 100
+    borders: str = "match"
+    draws: int = 1
+    noise_seed: int = 0
+    temperature: float = 1.0
+    flips: bool = False
+    per_position: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.scales or not all(self.scales.values()):
+            raise InputError("scales must map at least one timestep to at least one scale, for example {100: [Scale(5)]}")
+        for timestep in self.scales:
+            check_timestep(timestep)
+        if isinstance(self.draws, bool) or not isinstance(self.draws, int) or self.draws < 0:
+            raise InputError(f"draws must be an integer of at least 0, not {self.draws!r}")
+        weights = [scale.weight for scales in self.scales.values() for scale in scales]
+        if not all(0 <= w < float("inf") for w in weights) or not all(sum(s.weight for s in scales) > 0 for scales in self.scales.values()):
+            raise InputError(f"the weights of scales must be finite, not negative and not all 0 at a timestep, not {weights}")
+
+    @classmethod
+    def single(cls, patches: Mapping[int, int], *, coarse: bool = False, **settings: Any) -> "NDAConfig":
+        """One scale: `{timestep: window}`."""
+        return cls({t: (Scale(patch, coarse),) for t, patch in patches.items()}, **settings)
+
+    @classmethod
+    def two_scale(
+        cls, patches: Mapping[int, int], coarse_patches: Mapping[int, int], scale_mix: float | Mapping[int, float], **settings: Any
+    ) -> "NDAConfig":
+        """Full and coarse scale; `scale_mix` (one number or one per timestep) is the weight of the full one (papers: α_t)."""
+        if patches.keys() != coarse_patches.keys():
+            raise InputError(f"patches and coarse_patches must have the same timesteps, not {[*patches]} and {[*coarse_patches]}")
+        mix = scale_mix if isinstance(scale_mix, Mapping) else dict.fromkeys(patches, scale_mix)
+        if mix.keys() != patches.keys() or not all(0 <= share <= 1 for share in mix.values()):
+            raise InputError(f"scale_mix must be between 0 and 1 at every timestep, not {scale_mix}")
+        both = {t: (Scale(patches[t], False, mix[t]), Scale(coarse_patches[t], True, 1 - mix[t])) for t in patches}
+        return cls(both, **settings)
+
+    @classmethod
+    def parse(cls, settings: Mapping[str, Any]) -> "NDAConfig":
+        """From a profile's mapping: fields of this class, with scales as `{timestep: [{patch: 7}, {patch: 14, coarse: true}]}`, or the
+        settings of `single` or `two_scale`."""
+        known = {f.name for f in fields(cls)} | {"patches", "coarse_patches", "scale_mix"}
+        if unknown := sorted(settings.keys() - known):
+            raise InputError(f"the NDA configuration has an unknown setting {unknown[0]!r}; known: {', '.join(sorted(known))}")
+
+        def numbers(values: Any) -> Any:  # papermill writes the keys of dictionaries as strings
+            return {int(key): value for key, value in values.items()} if isinstance(values, Mapping) else values
+
+        windows = {k: numbers(v) for k, v in settings.items() if k in ("patches", "coarse_patches", "scale_mix")}
+        rest = {k: v for k, v in settings.items() if k not in windows}
+        if "scales" in settings:
+            scales = {t: tuple(Scale(**scale) for scale in listed) for t, listed in numbers(rest.pop("scales")).items()}
+            return cls(scales, **rest)
+        return cls.two_scale(**windows, **rest) if "coarse_patches" in windows else cls.single(**windows, **rest)
+
+    def terms(self) -> Iterator[Term]:
+        """Every posterior that a score is made of; the weights sum to 1."""
+        noises: list[int | None] = list(range(self.draws)) or [None]
+        for timestep, scales in self.scales.items():
+            every = sum(scale.weight for scale in scales) * len(noises) * len(self.scales)
+            yield from (Term(timestep, s, draw, s.weight / every) for s in scales if s.weight for draw in noises)
+
+    def options(self, queries: Tensor, term: Term) -> dict[str, Any]:
+        """Arguments of `patch_posterior` for a term."""
+        noise = None if term.draw is None else shared_noise(queries, term.timestep, self.noise_seed, term.draw)
+        window = {"timestep": term.timestep, "patch": term.scale.patch, "coarse": term.scale.coarse}
+        return window | {"top_k": self.top_k, "borders": self.borders, "temperature": self.temperature, "noise": noise}
+
+    def weight(self, term: Term, shape: Sequence[int]) -> float:
+        """Of a term's `scores`, for images `[…, row, col]`."""
+        windows = Windows(shape[-2], shape[-1], term.scale.patch, term.scale.coarse, self.borders)
+        return term.weight / (windows.positions if self.per_position else 1)
+
+
+# The paper's two scales. Its text gives the windows of timestep 100 (7 and 14); those of the others are in figures without numbers and are
+# read from their trend, and so is the mix.
+PAPER = NDAConfig.two_scale({100: 7, 200: 7, 300: 9, 400: 11, 500: 15}, {100: 14, 200: 14, 300: 18, 400: 22, 500: 30}, 0.5)
 
 
 def nda_scores(
+    queries: Float[Tensor, "query chan row col"], train: Float[Tensor, "train chan row col"], config: NDAConfig, *, engine: str = "auto"
+) -> Float[Tensor, "query train"]:
+    """NDA scores: posterior masses of each train image's patches, averaged over positions, scales, noise draws and timesteps.
+
+    With `per_position` a score is between 0 and 1 and the scores of a query sum to 1 if `top_k` is None. queries, train: pixels in [-1, 1],
+    one dtype and device. Errors are those of `nda.patches.patch_posterior`. Source: NDA, Eq. 11-15.
+    """
+    bank = torch.cat([train, train.flip(-1)]) if config.flips else train
+    total = torch.zeros(len(queries), len(train), dtype=train.dtype, device=train.device)
+    for term in tqdm(list(config.terms()), desc="NDA", unit="posterior", leave=False):
+        scores = patch_scores(queries, bank, engine=engine, **config.options(queries, term))
+        total += config.weight(term, train.shape) * sum(scores.split(len(train), dim=1))
+    return total
+
+
+@dataclass(frozen=True)
+class Partial:
+    """What a block of train images contributes to the scores: `merge` blocks, then read `scores`. Takes, per term of the configuration,
+    query · position · train numbers of memory. `tensors` and `from_tensors` are for a `nda.store.Store`."""
+
+    config: NDAConfig
+    posteriors: tuple[Posterior, ...]
+    shape: tuple[int, int]  # of the images, rows and columns
+
+    def scores(self) -> Float[Tensor, "query train"]:
+        """The scores of the train images so far, in the order of their numbers."""
+        terms = zip(self.config.terms(), self.posteriors, strict=True)
+        return torch.stack([self.config.weight(term, self.shape) * posterior.scores() for term, posterior in terms]).sum(0)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything but the configuration."""
+        named = {f"{i}.{f.name}": getattr(p, f.name) for i, p in enumerate(self.posteriors) for f in fields(p)}
+        return named | {"shape": torch.tensor(self.shape)}
+
+    @classmethod
+    def from_tensors(cls, config: NDAConfig, tensors: Mapping[str, Tensor]) -> "Partial":
+        """The reverse of `tensors`."""
+        names = [f.name for f in fields(Posterior)]
+        found = [Posterior(*(tensors[f"{i}.{name}"] for name in names)) for i in range(len(list(config.terms())))]
+        return cls(config, tuple(found), tuple(tensors["shape"].tolist()))
+
+
+def partial_scores(
     queries: Float[Tensor, "query chan row col"],
     train: Float[Tensor, "train chan row col"],
+    config: NDAConfig,
     *,
-    patches: Mapping[int, int],
-    top_k: int | None = 100,
-    borders: str = "match",
-    noise_seed: int = 0,
+    images: Sequence[int] | None = None,
     engine: str = "auto",
-) -> Float[Tensor, "query train"]:
-    """Single-scale NDA scores: `patch_scores` averaged over the timesteps in `patches`.
+) -> Partial:
+    """The part of `nda_scores` that a block of train images makes; `images` are their numbers in the whole train set (default: 0, 1, …).
 
-    patches: `{timestep: window side in pixels}`; the best window grows with the noise. The other arguments, units and errors are those of
-    `nda.patches.patch_scores`. Source: NDA, Eq. 11-12 (the average over timesteps), 15 (top-k).
+    Blocks can be computed apart, in any order, on other machines; images are appended to a finished run by merging a new block with it.
     """
-    if not patches:
-        raise InputError("patches must map at least one timestep to a window, for example {100: 5}")
-    total = torch.zeros(len(queries), len(train), dtype=train.dtype, device=train.device)
-    for timestep, patch in tqdm(patches.items(), desc="NDA", unit="timestep", leave=False):
-        total += patch_scores(
-            queries, train, timestep=timestep, patch=patch, top_k=top_k, borders=borders, noise_seed=noise_seed, engine=engine
-        )
-    return total / len(patches)
+    numbers = torch.arange(len(train)) if images is None else torch.as_tensor(images)
+    if numbers.shape != (len(train),):
+        raise InputError(f"images must be the numbers of the {len(train)} train images of this block, not {tuple(numbers.shape)} numbers")
+    bank = torch.cat([train, train.flip(-1)]) if config.flips else train
+    found = []
+    for term in tqdm(list(config.terms()), desc="NDA", unit="posterior", leave=False):
+        whole = patch_posterior(queries, bank, engine=engine, **config.options(queries, term))
+        share = torch.stack(whole.log_share.split(len(train), dim=2)).logsumexp(0)  # a mirrored image's mass counts for its original
+        found.append(replace(whole, images=numbers.to(train.device), log_share=share))
+    return Partial(config, tuple(found), (train.shape[2], train.shape[3]))
+
+
+def merge(partials: Sequence[Partial]) -> Partial:
+    """One partial result from those of disjoint blocks, given in any order; images come out in the order of their numbers.
+
+    The same as computing all at once, to rounding. Raises InputError if an image is in two blocks, or if the blocks are of different runs.
+    """
+    if not partials:
+        raise InputError("merge needs at least one partial result")
+    if any((part.config, part.shape) != (partials[0].config, partials[0].shape) for part in partials):
+        raise InputError("the partial results are of different configurations or image sizes; merge only parts of one run")
+    return replace(partials[0], posteriors=tuple(map(merge_posteriors, zip(*(p.posteriors for p in partials), strict=True))))
