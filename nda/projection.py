@@ -9,7 +9,7 @@ from torch import Tensor
 from nda import rng
 from nda.checks import InputError
 
-SLICE = 1 << 18  # coordinates that are hashed at a time
+SLICE = 1 << 16  # coordinates that are hashed at a time
 
 
 def check_positive(name: str, value: int) -> None:

@@ -14,9 +14,9 @@ FLOORS = {
     1: ["images", "subsets", "patches", "projection"],
     2: ["diffusion", "gradients", "curvature"],
     3: ["nonparametric", "provenance", "similarity", "retrain", "references", "trak", "influence"],
-    4: ["lds", "counterfactual", "methods"],
-    5: ["figures"],
-    6: ["pipeline"],
+    4: ["lds", "counterfactual", "methods", "products"],
+    5: ["figures", "selection"],
+    6: ["pipeline", "curves"],
     7: ["__main__"],
 }
 FLOOR = {module: floor for floor, modules in FLOORS.items() for module in modules}
