@@ -38,14 +38,15 @@ class Picture(Figure):
         return file.getvalue()
 
 
-def _figure(width: float, height: float, rows: int = 1, columns: int = 1, **settings) -> tuple[Figure, np.ndarray]:
+def canvas(width: float, height: float, rows: int = 1, columns: int = 1, **settings: Any) -> tuple[Figure, np.ndarray]:
+    """An empty figure of `width` x `height` inches in the book's style, and its axes `[row, column]`."""
     with mpl.rc_context(STYLE):
         figure = Picture(figsize=(width, height), layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False, **settings)
     return figure, axes
 
 
-def _show(axes: Axes, image: Float[Tensor, "chan row col"], title: str = "") -> None:
+def show(axes: Axes, image: Float[Tensor, "chan row col"], title: str = "") -> None:
     """One image in [-1, 1], pixels as squares, no ticks."""
     pixels = ((image.float().cpu() + 1) / 2).clamp(0, 1).movedim(0, 2).numpy()
     axes.imshow(pixels if pixels.shape[2] == 3 else pixels[..., 0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
@@ -57,19 +58,19 @@ def _show(axes: Axes, image: Float[Tensor, "chan row col"], title: str = "") -> 
 def grid(images: Float[Tensor, "image chan row col"], titles: Sequence[str] = (), *, columns: int = 10) -> Figure:
     """Images in rows of `columns`, with optional titles."""
     rows = -(-len(images) // columns)
-    figure, axes = _figure(0.85 * columns, (1.05 if titles else 0.85) * rows, rows, columns)
+    figure, axes = canvas(0.85 * columns, (1.05 if titles else 0.85) * rows, rows, columns)
     for place in axes.flat:
         place.set_axis_off()
     for i, image in enumerate(images):
         axes.flat[i].set_axis_on()
-        _show(axes.flat[i], image, titles[i] if titles else "")
+        show(axes.flat[i], image, titles[i] if titles else "")
     return figure
 
 
 def masks(keep: Bool[Tensor, "subset train"], labels: Float[Tensor, "train"], classes: Sequence[str]) -> Figure:
     """Which train images each subset keeps, sorted by class."""
     order = labels.argsort(stable=True)
-    figure, axes = _figure(8, 0.5 + 0.13 * len(keep))
+    figure, axes = canvas(8, 0.5 + 0.13 * len(keep))
     place = axes[0, 0]
     place.imshow(
         keep[:, order].numpy(), cmap=mpl.colors.ListedColormap(["#f2efe9", METHODS["nda"].colour]), aspect="auto", interpolation="nearest"
@@ -86,7 +87,7 @@ def masks(keep: Bool[Tensor, "subset train"], labels: Float[Tensor, "train"], cl
 
 def training(curve: Float[Tensor, "step"], window: int = 20) -> Figure:
     """Training loss per step, with a running mean."""
-    figure, axes = _figure(6.5, 2.8)
+    figure, axes = canvas(6.5, 2.8)
     values = curve.numpy()
     smooth = pd.Series(values).rolling(window, min_periods=1).mean()
     axes[0, 0].plot(values, color="#c9d8dd", linewidth=0.8, label="one step")
@@ -98,7 +99,7 @@ def training(curve: Float[Tensor, "step"], window: int = 20) -> Figure:
 
 def signal_by_timestep(table: pd.DataFrame) -> Figure:
     """Mean loss, its spread over subsets and the seed ceiling, by timestep (columns timestep, loss, spread, ceiling)."""
-    figure, axes = _figure(8, 2.7, 1, 2)
+    figure, axes = canvas(8, 2.7, 1, 2)
     axes[0, 0].plot(table["timestep"], table["loss"], color=INK, marker="o", markersize=4, label="mean")
     axes[0, 0].plot(
         table["timestep"], table["spread"], color=METHODS["pixel_dot"].colour, marker="o", markersize=4, label="s.d. over subsets"
@@ -120,20 +121,20 @@ def proponents(
     unit: str = "{:.1f}",
 ) -> Figure:
     """Each row: a query, then the train images with the highest scores, then the lowest."""
-    figure, axes = _figure(0.9 * (top + 2), 1.12 * len(queries), len(queries), top + 2)
+    figure, axes = canvas(0.9 * (top + 2), 1.12 * len(queries), len(queries), top + 2)
     for row, query, values in zip(axes, queries, scores, strict=True):
         best = values.topk(top).indices.tolist() + [int(values.argmin())]
-        _show(row[0], query, "query")
+        show(row[0], query, "query")
         row[0].spines[:].set(visible=True, color=METHODS["nda"].colour, linewidth=2)
         for place, index in zip(row[1:], best, strict=True):
-            _show(place, train[index], unit.format(values[index].item()))
+            show(place, train[index], unit.format(values[index].item()))
         row[-1].spines[:].set(visible=True, color="#9a9a9a", linewidth=1, linestyle=":")
     return figure
 
 
 def maps(images: Sequence[Float[Tensor, "row col"]], titles: Sequence[str], *, unit: str, cmap: str = "magma") -> Figure:
     """Heat maps that share one colour scale, labelled with its unit."""
-    figure, axes = _figure(1.75 * len(images) + 0.6, 2.1, 1, len(images))
+    figure, axes = canvas(1.75 * len(images) + 0.6, 2.1, 1, len(images))
     top = max(float(image.max()) for image in images)
     for place, image, title in zip(axes[0], images, titles, strict=True):
         drawn = place.imshow(image.cpu().numpy(), cmap=cmap, vmin=0, vmax=top, interpolation="nearest")
@@ -153,11 +154,11 @@ def sources(
     used: Sequence[Float[Tensor, "row col"]],
 ) -> Figure:
     """Above: a query, then train images, clear where they are used; below: entropy, then the mass of each image, at the query's pixels."""
-    figure, axes = _figure(1.35 * (len(images) + 1) + 0.8, 3.3, 2, len(images) + 1)
-    _show(axes[0, 0], query, "query")
+    figure, axes = canvas(1.35 * (len(images) + 1) + 0.8, 3.3, 2, len(images) + 1)
+    show(axes[0, 0], query, "query")
     top = float(masses[..., list(images)].max())
     for place, index, weights in zip(axes[0, 1:], images, used, strict=True):
-        _show(place, train[index], f"image {index}: {float(weights.sum()):.0f} px")
+        show(place, train[index], f"image {index}: {float(weights.sum()):.0f} px")
         cover = np.zeros((*weights.shape, 4)) + 0.5
         cover[..., 3] = 0.9 * (1 - weights.cpu().numpy() / float(weights.max()))
         place.imshow(cover, interpolation="nearest")
@@ -174,7 +175,7 @@ def sources(
 
 def scaling(tables: Mapping[str, pd.DataFrame], *, ylabel: str) -> Figure:
     """One log-log panel per table, whose index is the abscissa (named), with one line per column."""
-    figure, axes = _figure(3.1 * len(tables), 2.9, 1, len(tables), sharey=True)
+    figure, axes = canvas(3.1 * len(tables), 2.9, 1, len(tables), sharey=True)
     colours = (METHODS["nda"].colour, METHODS["pixel_dot"].colour, "#7a7a7a", METHODS["nda_coarse"].colour, METHODS["nda_two_scale"].colour)
     for place, (title, values) in zip(axes[0], tables.items(), strict=True):
         for colour, name in zip(colours, values, strict=False):
@@ -190,7 +191,7 @@ def scaling(tables: Mapping[str, pd.DataFrame], *, ylabel: str) -> Figure:
 
 def bars(groups: Mapping[str, Float[Tensor, "item"]], *, xlabel: str, ylabel: str) -> Figure:
     """One panel of bars per group, on a common scale."""
-    figure, axes = _figure(2.6 * len(groups), 2.3, 1, len(groups), sharey=True)
+    figure, axes = canvas(2.6 * len(groups), 2.3, 1, len(groups), sharey=True)
     for place, (title, values) in zip(axes[0], groups.items(), strict=True):
         place.bar(range(len(values)), values.cpu().numpy(), color=METHODS["nda"].colour)
         place.set(title=title, xlabel=xlabel)
@@ -202,7 +203,7 @@ def intervals(tables: Mapping[str, pd.DataFrame], ceilings: Mapping[str, Sequenc
     """One panel per table of `nda.lds.summary`, methods from top to bottom, the seed ceiling dashed in its interval; all in percent."""
     count = max(len(table) for table in tables.values())
     rows = -(-len(tables) // columns)
-    figure, axes = _figure(4.1 * columns, rows * (1.0 + 0.3 * count), rows, columns, sharex=True, sharey=True)
+    figure, axes = canvas(4.1 * columns, rows * (1.0 + 0.3 * count), rows, columns, sharex=True, sharey=True)
     for place, (title, table) in zip(axes.flat, tables.items(), strict=True):
         for height, row in enumerate(table.itertuples()):
             colour = METHODS[str(row.method)].colour
@@ -244,7 +245,7 @@ def table(tables: Mapping[str, pd.DataFrame], ceilings: Mapping[str, Sequence[fl
 
 def scatter(effects: Float[Tensor, "subset"], losses: Float[Tensor, "subset"], *, xlabel: str, ylabel: str) -> Figure:
     """Predicted effect against true loss, one point per retrained model."""
-    figure, axes = _figure(3.6, 2.9)
+    figure, axes = canvas(3.6, 2.9)
     axes[0, 0].plot(effects.numpy(), losses.numpy(), "o", color=METHODS["nda"].colour, markersize=5)
     axes[0, 0].set(xlabel=xlabel, ylabel=ylabel)
     return figure

@@ -11,12 +11,12 @@ FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*
 FLOORS = {
     -1: ["__init__", "checks"],
     0: ["rng", "schedule", "store", "fanout"],
-    1: ["images", "subsets", "patches"],
-    2: ["diffusion"],
-    3: ["nonparametric", "provenance", "similarity", "retrain", "gradients", "trak", "influence"],
-    4: ["lds", "counterfactual", "methods"],
-    5: ["figures"],
-    6: ["pipeline"],
+    1: ["images", "subsets", "patches", "projection"],
+    2: ["diffusion", "gradients", "curvature"],
+    3: ["nonparametric", "provenance", "similarity", "retrain", "references", "trak", "influence"],
+    4: ["lds", "counterfactual", "methods", "products"],
+    5: ["figures", "selection"],
+    6: ["pipeline", "curves"],
     7: ["__main__"],
 }
 FLOOR = {module: floor for floor, modules in FLOORS.items() for module in modules}

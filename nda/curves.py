@@ -1,0 +1,94 @@
+"""How a method is set and what it finds: damping paths, spectra, first proponents of several methods and how far they agree."""
+
+from collections.abc import Mapping
+
+import matplotlib as mpl
+import matplotlib.ticker
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from matplotlib.figure import Figure
+from scipy.stats import rankdata
+from torch import Tensor
+
+from nda.figures import INK, canvas, label, show
+from nda.methods import METHODS
+
+QUIET = {"color": "#bbbbbb", "linewidth": 1, "zorder": 0}
+
+
+def damping_paths(paths: Mapping[str, pd.DataFrame], *, columns: int = 3) -> Figure:
+    """One panel per method: LDS in percent against the relative damping, which is the index of its table.
+
+    Column `select`, solid, with its best damping marked: the choice. Column `report`, dashed, with its best damping hollow: the oracle
+    that papers use, shown and not used.
+    """
+    columns = min(columns, len(paths))
+    rows = -(-len(paths) // columns)
+    figure, axes = canvas(3.4 * columns + 0.4, 2.5 * rows + 0.4, rows, columns, sharey=True)
+    for place, (method, path) in zip(axes.flat, paths.items(), strict=False):
+        colour = METHODS[method].colour
+        place.axhline(0, **QUIET)
+        place.plot(path.index, path["report"], "--", color=INK, linewidth=1, label="report, not used")
+        place.plot(path["report"].idxmax(), path["report"].max(), "o", markerfacecolor="white", color=INK, label="oracle, not used")
+        place.plot(path.index, path["select"], color=colour, linewidth=2, label="select")
+        place.plot(path["select"].idxmax(), path["select"].max(), "o", color=colour, markersize=8, label="chosen")
+        place.set(xscale="log", xlabel="damping / mean eigenvalue")
+        place.set_title(label(method), fontsize=10)
+    for place in axes.flat[len(paths) :]:
+        place.set_axis_off()
+    for row in axes:
+        row[0].set_ylabel("LDS, %")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
+    return figure
+
+
+def spectra(eigenvalues: Mapping[str, Float[Tensor, "eigen"]]) -> Figure:
+    """Eigenvalues of each method's curvature, from the largest to the smallest, on logarithmic axes; their mean is dotted."""
+    figure, axes = canvas(5.6, 3.1)
+    place = axes[0, 0]
+    for method, values in eigenvalues.items():
+        ordered = values.flatten().sort(descending=True).values.cpu().numpy()
+        colour = METHODS[method].colour
+        place.plot(range(1, len(ordered) + 1), ordered, color=colour, linewidth=2, label=label(method))
+        place.axhline(ordered.mean(), color=colour, linestyle=":", linewidth=1.5, label="its mean")
+    top = max(float(values.max()) for values in eigenvalues.values())
+    place.set(xscale="log", yscale="log", ylim=(1e-10 * top, 3 * top), xlabel="rank of the eigenvalue", ylabel="eigenvalue")
+    place.yaxis.set_major_locator(mpl.ticker.LogLocator(numticks=6))
+    place.legend(fontsize=9)
+    return figure
+
+
+def first_proponents(
+    query: Float[Tensor, "chan row col"],
+    train: Float[Tensor, "train chan row col"],
+    scores: Mapping[str, Float[Tensor, "train"]],
+    *,
+    top: int = 7,
+) -> Figure:
+    """One row per method: the query, then the train images that it scores highest, by their numbers, and dotted the lowest.
+
+    scores: of this query, by a method's key, or by any other name of a row.
+    """
+    figure, axes = canvas(0.9 * (top + 2) + 1.7, 1.06 * len(scores), len(scores), top + 2)
+    for row, (method, values) in zip(axes, scores.items(), strict=True):
+        show(row[0], query)
+        name = label(method) if method in METHODS else method
+        row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
+        row[0].spines[:].set(visible=True, color=METHODS[method].colour if method in METHODS else INK, linewidth=2)
+        for place, index in zip(row[1:], [*values.topk(top).indices.tolist(), int(values.argmin())], strict=True):
+            show(place, train[index], str(index))
+        row[-1].spines[:].set(visible=True, color="#9a9a9a", linewidth=1, linestyle=":")
+    return figure
+
+
+def agreement(scores: Mapping[str, Float[Tensor, "query train"]]) -> pd.DataFrame:
+    """Spearman's rank correlation of every two methods' scores over the train images, the mean over queries; ties share their mean rank.
+
+    scores: by a method's key, or by any other name of a row. A query whose scores are all the same counts as 0.
+    """
+    ranks = [torch.from_numpy(rankdata(values.cpu().numpy(), axis=1)) for values in scores.values()]
+    units = torch.stack([F.normalize(rank - rank.mean(1, keepdim=True), dim=1) for rank in ranks])  # [method, query, train]
+    names = [label(name) if name in METHODS else name for name in scores]
+    return pd.DataFrame((torch.einsum("aqt,bqt->ab", units, units) / units.shape[1]).numpy(), names, names)

@@ -1,0 +1,52 @@
+"""Choose a damping on the `select` subsets, report it on the `report` subsets, and show what the oracle would have chosen."""
+
+from collections.abc import Mapping
+
+import pandas as pd
+from jaxtyping import Float
+from torch import Tensor
+
+from nda import lds
+from nda.checks import InputError
+from nda.methods import METHODS
+from nda.store import Store
+
+FAMILIES = ("select", "report")
+
+
+def lds_path(path: Mapping[float, Float[Tensor, "query train"]], queries: str, results: Store) -> pd.DataFrame:
+    """Mean LDS in percent of every damping's scores of the `queries` called "val" or "gen": columns `select` and `report`, index damping.
+
+    Truth is the mean of `losses/<family>-<queries>` over seeds and timesteps, groups are `masks/<family>`. Raises InputError.
+    """
+    if not path:
+        raise InputError("path is empty; pass the scores of at least one damping, for example dict(nda.trak.damping_path(…))")
+    columns = {}
+    for family in FAMILIES:
+        masks = results.load(f"masks/{family}", "subset train")
+        truth = results.load(f"losses/{family}-{queries}", "subset seed query timestep").double().mean((1, 3))
+        columns[family] = [100 * lds.lds(lds.group_effects(scores, masks), truth).mean().item() for scores in path.values()]
+    return pd.DataFrame(columns, pd.Index(path, name="damping", dtype=float))
+
+
+def chosen(path: pd.DataFrame) -> float:
+    """The damping with the best LDS on `select`; of equals, the first."""
+    return float(path["select"].idxmax())
+
+
+def choices(paths: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFrame:
+    """One row per method and queries: the damping chosen on `select` with its LDS, and beside it the oracle's, chosen on `report` itself.
+
+    paths: tables of `lds_path` by (method, queries). The oracle is what D-TRAK's tables show; it sees the answers and is for comparison.
+    """
+    rows = {}
+    for (method, queries), path in paths.items():
+        damping, oracle = chosen(path), float(path["report"].idxmax())
+        rows[METHODS[method].label if method in METHODS else method, queries] = {
+            "damping": f"{damping:.0e}",
+            "LDS on select, %": f"{path.loc[damping, 'select']:.1f}",
+            "LDS on report, %": f"{path.loc[damping, 'report']:.1f}",
+            "oracle damping, not used": f"{oracle:.0e}",
+            "oracle LDS on report, %": f"{path.loc[oracle, 'report']:.1f}",
+        }
+    return pd.DataFrame(rows).T

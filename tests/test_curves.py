@@ -1,0 +1,64 @@
+"""The agreement table against scipy, and that every figure shows what it is given."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy.stats import spearmanr
+
+from nda import rng
+from nda.curves import agreement, damping_paths, first_proponents, spectra
+
+QUERIES, TRAIN = 5, 12
+
+
+def draw(name, *shape):
+    return torch.randn(*shape, generator=rng.generator("curves", name))
+
+
+def test_agreement_is_scipys_spearman_averaged_over_queries():
+    scores = {"nda": draw("a", QUERIES, TRAIN), "trak": draw("b", QUERIES, TRAIN).double(), "a name": draw("c", QUERIES, TRAIN).round()}
+    table = agreement(scores)
+    assert list(table) == list(table.index) == ["NDA, single scale", "TRAK", "a name"]
+    pairs = [(a, b) for a in scores.values() for b in scores.values()]
+    theirs = [np.mean([spearmanr(x, y).statistic for x, y in zip(a, b, strict=True)]) for a, b in pairs]
+    assert np.allclose(table.to_numpy().ravel(), theirs, atol=1e-6)
+
+
+def test_constant_scores_agree_with_nothing():
+    table = agreement({"nda": draw("a", QUERIES, TRAIN), "trak": torch.ones(QUERIES, TRAIN)})
+    assert table.loc["TRAK"].tolist() == [0, 0]
+
+
+def path(select, report):
+    return pd.DataFrame({"select": select, "report": report}, index=[0.1, 1.0, 10.0])
+
+
+def test_damping_paths_mark_the_choice_on_select_and_the_oracle_on_report():
+    figure = damping_paths({"kfac": path([1, 3, 2], [5, 4, 6]), "ekfac": path([0, 0, 7], [9, 8, 1])}, columns=2)
+    marked = [
+        {line.get_label(): (line.get_xdata()[0], line.get_ydata()[0]) for line in axes.lines if len(line.get_xdata()) == 1}
+        for axes in figure.axes
+    ]
+    assert marked == [{"chosen": (1.0, 3), "oracle, not used": (10.0, 6)}, {"chosen": (10.0, 7), "oracle, not used": (0.1, 9)}]
+    assert [axes.get_title() for axes in figure.axes] == ["K-FAC influence", "EK-FAC influence"]
+
+
+@pytest.mark.parametrize("methods", [1, 3, 4])
+def test_unused_panels_are_empty(methods):
+    names = ["trak", "d_trak", "kfac", "ekfac"][:methods]
+    assert sum(axes.axison for axes in damping_paths(dict.fromkeys(names, path([1, 2, 3], [1, 2, 3]))).axes) == methods
+
+
+def test_spectra_are_sorted_and_their_means_dotted():
+    axes = spectra({"kfac": torch.tensor([[1e-3, 1.0], [10.0, 0.1]]), "ekfac": torch.tensor([2.0, 5.0])}).axes[0]
+    drawn = [[float(value) for value in line.get_ydata()] for line in axes.lines]
+    assert drawn == [pytest.approx(values) for values in ([10, 1, 0.1, 1e-3], [2.77525] * 2, [5, 2], [3.5] * 2)]
+
+
+def test_first_proponents_are_the_highest_and_last_the_lowest():
+    train = draw("train", TRAIN, 1, 4, 4).clamp(-1, 1)
+    figure = first_proponents(train[0], train, {"nda": torch.arange(TRAIN).float(), "other": -torch.arange(TRAIN).float()}, top=3)
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles == ["", "11", "10", "9", "0", "", "0", "1", "2", "11"]
+    assert [figure.axes[i].get_ylabel() for i in (0, 5)] == ["NDA, single scale", "other"]
