@@ -196,6 +196,17 @@ def test_small_windows_at_small_timesteps(patch, coarse, timestep):
 
 
 @COMPILER
+@pytest.mark.parametrize("timestep", [0, 10, 100, 999])
+@pytest.mark.parametrize(("patch", "coarse"), [(1, False), (2, True), (2, False), (3, False), (6, True)])
+def test_the_narrow_format_does_not_overflow(patch, coarse, timestep, monkeypatch):
+    """Where its rounding alone would forbid it too: the error may be some thousandths there, but not everything."""
+    monkeypatch.setattr(fused, "NARROW_ERROR", torch.inf)
+    for n in range(4):
+        queries, train = random_images(2, 1, 6, 7, name=n).sign(), random_images(3, 1, 6, 7, name=-1 - n).sign()
+        assert_is_conv(queries, train, 5e-3, timestep=timestep, patch=patch, coarse=coarse, noise=0.1 * shared_noise(queries, timestep, n))
+
+
+@COMPILER
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("timestep", [0, 10, 50, 999])
 def test_logits_as_large_as_they_can_be(dtype, timestep):
