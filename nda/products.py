@@ -26,12 +26,12 @@ class Products:
         if "train" not in images:
             raise InputError(f"images must have a kind called 'train', not only {', '.join(images)}")
         self.images, self.projection = dict(images), projection
-        self.cross: dict[tuple[Source, str], Float[Tensor, "query train"]] = {}
-        self.norms: dict[tuple[Source, str], Float[Tensor, "query"]] = {}
+        self.cross: dict[tuple[Source, str], Tensor] = {}
+        self.norms: dict[tuple[Source, str], Tensor] = {}
         self.kernels: dict[Source, trak.Kernel] = {}
         self.seconds: dict[tuple[Source, str], float] = {}
         self._bytes: dict[tuple[Source, str], int] = {}  # of the features
-        self._kept: dict[Source, Float[Tensor, "train dim"]] = {}
+        self._kept: dict[Source, Tensor] = {}
 
     def collect(self, source: Source, model: UNet2DModel, readout: Readout, *, keep: bool = False) -> None:
         """Add a source for all images. keep: its train features stay in memory, for `collect_queries`."""
@@ -41,15 +41,17 @@ class Products:
         if keep:
             self._kept[source] = features_of_train
 
-    def collect_queries(self, source: Source, model: UNet2DModel, readout: Readout, queries: Mapping[str, Tensor], *, train: Source) -> None:
+    def collect_queries(
+        self, source: Source, model: UNet2DModel, readout: Readout, queries: Mapping[str, Tensor], *, train: Source
+    ) -> None:
         """Add a source that has features of its own for some queries and those of the source `train`, which was kept, for the train images.
 
         queries: as the images of `nda.gradients.features`, also with a clean image at each timestep (Journey-TRAK).
         """
         if train not in self._kept:
             raise InputError(f"the train features of {train!r} were not kept; collect that source with keep=True first")
-        for values in (self.cross, self.norms, self.seconds, self._bytes):
-            values[source, "train"] = values[train, "train"]  # type: ignore[index]
+        self.cross[source, "train"], self.norms[source, "train"] = self.cross[train, "train"], self.norms[train, "train"]
+        self.seconds[source, "train"], self._bytes[source, "train"] = self.seconds[train, "train"], self._bytes[train, "train"]
         self.kernels[source] = self.kernels[train]
         for kind, images in queries.items():
             self._add(source, kind, images, model, readout, self._kept[train])

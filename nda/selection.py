@@ -26,12 +26,16 @@ def lds_path(path: Mapping[float, Float[Tensor, "query train"]], queries: str, r
         masks = results.load(f"masks/{family}", "subset train")
         truth = results.load(f"losses/{family}-{queries}", "subset seed query timestep").double().mean((1, 3))
         columns[family] = [100 * lds.lds(lds.group_effects(scores, masks), truth).mean().item() for scores in path.values()]
-    return pd.DataFrame(columns, pd.Index(path, name="damping", dtype=float))
+    return pd.DataFrame(columns, pd.Index(list(path), name="damping", dtype=float))
 
 
 def chosen(path: pd.DataFrame) -> float:
     """The damping with the best LDS on `select`; of equals, the first."""
-    return float(path["select"].idxmax())
+    return path.index.tolist()[_best(path, "select")]
+
+
+def _best(path: pd.DataFrame, family: str) -> int:
+    return int(path[family].to_numpy().argmax())
 
 
 def choices(paths: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFrame:
@@ -41,12 +45,12 @@ def choices(paths: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFrame:
     """
     rows = {}
     for (method, queries), path in paths.items():
-        damping, oracle = chosen(path), float(path["report"].idxmax())
+        dampings, (here, oracle) = path.index.tolist(), (_best(path, family) for family in FAMILIES)
         rows[METHODS[method].label if method in METHODS else method, queries] = {
-            "damping": f"{damping:.0e}",
-            "LDS on select, %": f"{path.loc[damping, 'select']:.1f}",
-            "LDS on report, %": f"{path.loc[damping, 'report']:.1f}",
-            "oracle damping, not used": f"{oracle:.0e}",
-            "oracle LDS on report, %": f"{path.loc[oracle, 'report']:.1f}",
+            "damping": f"{dampings[here]:.0e}",
+            "LDS on select, %": f"{path['select'].iloc[here]:.1f}",
+            "LDS on report, %": f"{path['report'].iloc[here]:.1f}",
+            "oracle damping, not used": f"{dampings[oracle]:.0e}",
+            "oracle LDS on report, %": f"{path['report'].iloc[oracle]:.1f}",
         }
     return pd.DataFrame(rows).T
