@@ -221,6 +221,7 @@ SINGLE, TWO = {"patches": {100: 3}}, {"patches": {100: 3}, "coarse_patches": {10
         ({"scales": {100: [{"patches": 3}]}}, "patches|scales"),
         ({"scales": {100: [{"patch": 3, "weight": "half"}]}}, "weight"),
         (TWO | {"scale_mix": "half"}, "scale_mix"),
+        (TWO | {"scale_mix": {100: "half"}}, "scale_mix"),
         (SINGLE | {"temperature": "warm"}, "temperature"),
         (SINGLE | {"noise_seed": 1.5}, "noise_seed"),
     ],
