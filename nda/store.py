@@ -21,7 +21,8 @@ from nda.checks import InputError
 VERSIONS = {name: version(name) for name in ("torch", "diffusers", "numpy")} | {"python": platform.python_version()}
 NOTEBOOKS = {
     "train": "01_data", "val": "01_data", "masks": "01_data", "model": "02_diffusion_model", "gen": "02_diffusion_model",
-    "members": "03_subset_models", "losses": "03_subset_models", "effects": "05_nda and 06_similarity",
+    "members": "03_subset_models", "losses": "03_subset_models", "curvature": "08_influence",
+    "effects": "05_nda, 06_similarity, 07_gradients and 08_influence",
 }  # fmt: skip
 Value = Tensor | Mapping[str, Tensor] | pd.DataFrame
 
