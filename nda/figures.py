@@ -201,12 +201,13 @@ def bars(groups: Mapping[str, Float[Tensor, "item"]], *, xlabel: str, ylabel: st
 
 def intervals(tables: Mapping[str, pd.DataFrame], ceilings: Mapping[str, Sequence[float]], *, columns: int = 2) -> Figure:
     """One panel per table of `nda.lds.summary`, methods from top to bottom, the seed ceiling dashed in its interval; all in percent."""
-    count = max(len(table) for table in tables.values())
+    methods = [m for m in METHODS if any((table["method"] == m).any() for table in tables.values())]
+    count = len(methods)
     rows = -(-len(tables) // columns)
-    figure, axes = canvas(4.1 * columns, rows * (1.0 + 0.3 * count), rows, columns, sharex=True, sharey=True)
+    figure, axes = canvas(4.1 * columns, rows * (1.0 + 0.22 * count), rows, columns, sharex=True, sharey=True)
     for place, (title, table) in zip(axes.flat, tables.items(), strict=True):
-        for height, row in enumerate(table.itertuples()):
-            colour = METHODS[str(row.method)].colour
+        for row in table.itertuples():
+            height, colour = methods.index(str(row.method)), METHODS[str(row.method)].colour
             place.plot([row.low, row.high], [height, height], color=colour, linewidth=2.5, solid_capstyle="butt")
             place.plot(row.lds, height, "o", color=colour, markersize=7)
         place.axvline(0, color="#bbbbbb", linewidth=1, zorder=0)
@@ -218,7 +219,7 @@ def intervals(tables: Mapping[str, pd.DataFrame], ceilings: Mapping[str, Sequenc
         place.set_ylim(count - 0.5, -0.5)
     for place in axes[-1]:
         place.set_xlabel("LDS, %")
-    axes[0, 0].set_yticks(range(count), [label(method) for method in next(iter(tables.values()))["method"]])
+    axes[0, 0].set_yticks(range(count), [label(method) for method in methods])
     return figure
 
 
