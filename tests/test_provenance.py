@@ -150,6 +150,13 @@ def test_entropy_reaches_its_bounds():
     assert torch.equal(alone.abs(), torch.zeros(5, 5, dtype=torch.float64))
 
 
+def test_no_patch_is_cut():
+    """More positions than the 100 that scores keep of an image, all of which weigh the same."""
+    images = random_images(1, 1, 1, 1).expand(2, 1, 11, 12)
+    assert torch.allclose(provenance(images[0], images, few=1, timestep=999, patch=1).masses.sum(2), torch.ones((), dtype=torch.float64))
+    assert used_pixels(images[0], images, 0, timestep=999, patch=1).sum().item() == pytest.approx(11 * 12 / 2)
+
+
 def test_the_first_few():
     query, train = random_images(1, 5, 5), random_images(4, 1, 5, 5, name="train")
     every = provenance(query, train, few=4, timestep=300, patch=3)
