@@ -1,5 +1,6 @@
 """The paper: nonparametric data attribution. Patch posteriors averaged over timesteps and scales; no model, no gradients."""
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -83,7 +84,7 @@ class NDAConfig:
         if patches.keys() != coarse_patches.keys():
             raise InputError(f"patches and coarse_patches must have the same timesteps, not {[*patches]} and {[*coarse_patches]}")
         mix = scale_mix if isinstance(scale_mix, Mapping) else dict.fromkeys(patches, scale_mix)
-        if mix.keys() != patches.keys() or not all(0 <= share <= 1 for share in mix.values()):
+        if mix.keys() != patches.keys() or not all(isinstance(share, int | float) and 0 <= share <= 1 for share in mix.values()):
             raise InputError(f"scale_mix must be between 0 and 1 at every timestep, not {scale_mix}")
         both = {t: (Scale(patches[t], False, mix[t]), Scale(coarse_patches[t], True, 1 - mix[t])) for t in patches}
         return cls(both, **settings)
@@ -166,6 +167,7 @@ class Partial:
     config: NDAConfig
     posteriors: tuple[Posterior, ...]
     shape: tuple[int, int]  # of the images, rows and columns
+    queries: str  # sha256 of their pixels
 
     def scores(self) -> Float[Tensor, "query train"]:
         """The scores of the train images so far, in the order of their numbers."""
@@ -175,14 +177,18 @@ class Partial:
     def tensors(self) -> dict[str, Tensor]:
         """Everything but the configuration."""
         named = {f"{i}.{f.name}": getattr(p, f.name) for i, p in enumerate(self.posteriors) for f in fields(p) if f.name != "images"}
-        return named | {"images": self.posteriors[0].images, "shape": torch.tensor(self.shape)}
+        return named | {
+            "images": self.posteriors[0].images,
+            "shape": torch.tensor(self.shape),
+            "queries": torch.tensor(list(bytes.fromhex(self.queries))),
+        }
 
     @classmethod
     def from_tensors(cls, config: NDAConfig, tensors: Mapping[str, Tensor]) -> "Partial":
         """The reverse of `tensors`."""
         parts = [(tensors[f"{i}.log_total"], tensors[f"{i}.log_share"]) for i in range(len(list(config.terms())))]
         found = [Posterior(tensors["images"], *part) for part in parts]
-        return cls(config, tuple(found), tuple(tensors["shape"].tolist()))
+        return cls(config, tuple(found), tuple(tensors["shape"].tolist()), bytes(tensors["queries"].tolist()).hex())
 
 
 def partial_scores(
@@ -207,7 +213,8 @@ def partial_scores(
         whole = patch_posterior(queries, bank, engine=engine, **config.options(queries, term))
         share = torch.stack(whole.log_share.split(len(train), dim=2)).logsumexp(0)  # a mirrored image's mass counts for its original
         found.append(replace(whole, images=numbers.to(train.device), log_share=share))
-    return Partial(config, tuple(found), (train.shape[2], train.shape[3]))
+    pixels = hashlib.sha256(queries.cpu().contiguous().numpy().tobytes()).hexdigest()
+    return Partial(config, tuple(found), (train.shape[2], train.shape[3]), pixels)
 
 
 def merge(partials: Sequence[Partial]) -> Partial:
@@ -217,6 +224,6 @@ def merge(partials: Sequence[Partial]) -> Partial:
     """
     if not partials:
         raise InputError("merge needs at least one partial result")
-    if any((part.config, part.shape) != (partials[0].config, partials[0].shape) for part in partials):
-        raise InputError("the partial results are of different configurations or image sizes; merge only parts of one run")
+    if any((part.config, part.shape, part.queries) != (partials[0].config, partials[0].shape, partials[0].queries) for part in partials):
+        raise InputError("the partial results are of different queries, configurations or image sizes; merge only parts of one run")
     return replace(partials[0], posteriors=tuple(map(merge_posteriors, zip(*(p.posteriors for p in partials), strict=True))))

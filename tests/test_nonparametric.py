@@ -340,3 +340,9 @@ def test_merge_refuses():
 def test_bad_numbers(images):
     with pytest.raises(InputError, match="image"):
         merge([partial_scores(QUERIES, TRAIN, NDAConfig.single({100: 3}), images=images)])
+
+
+def test_parts_of_other_queries_do_not_merge():
+    parts = [partial_scores(QUERIES, TRAIN[:2], RICH), partial_scores(QUERIES.flip(0), TRAIN[2:], RICH, images=[2, 3, 4])]
+    with pytest.raises(InputError, match="queries"):
+        merge(parts)

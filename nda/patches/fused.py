@@ -51,7 +51,8 @@ class Format:
         """
         other = windows.taps**2 * chan * largest**2
         bound = 1.01 * max(norm, other + 2 * math.sqrt(norm * other)) / (temperature * math.log(2)) + 1e-9
-        digits = 31 - math.ceil(math.log2(bound))
+        # One product of a window is at most `bound`; with a single tap the filter also rounds the difference of two at once.
+        digits = (31 if windows.taps > 1 else 30) - math.ceil(math.log2(bound))
         fixed = 0.3 * math.sqrt(windows.taps * (windows.taps + windows.height)) * math.log(2) * 2.0**-digits
         floats = 2.0**-24 * 2 * largest * math.sqrt(norm) / temperature  # Σ(xy)² is at most largest² norm
         if dtype == torch.float32 and math.hypot(fixed, floats) <= NARROW_ERROR:
