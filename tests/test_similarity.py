@@ -15,7 +15,7 @@ from PIL import Image
 
 from nda import rng
 from nda.checks import InputError
-from nda.patches import naive, shared_noise
+from nda.patches import Windows, naive, shared_noise
 from nda.schedule import sigma, signal
 from nda.similarity import (
     MissingWeights,
@@ -321,8 +321,11 @@ def test_imagewise_is_nda_with_a_window_that_always_covers_the_image():
     of the n² query patches has the image-wise posterior."""
     queries, train, t = grey(2, 3, 3), grey(4, 3, 3), 400
     noisy = signal(t) * queries + sigma(t) * shared_noise(queries, t, 0)
-    whole = naive.scores(noisy, signal(t) * train, sigma=sigma(t), patch=5, top_k=None, borders="match")
-    torch.testing.assert_close(9 * imagewise_scores(queries, train, timesteps=[t]), whole)
+    windows = Windows(5, 5, 5)
+    for side in ("height", "width"):  # the front door refuses windows larger than the image
+        object.__setattr__(windows, side, 3)
+    whole = naive.posterior(noisy, signal(t) * train, sigma=sigma(t), windows=windows, top_k=None, rows=range(3))
+    torch.testing.assert_close(9 * imagewise_scores(queries, train, timesteps=[t]), whole.scores())
 
 
 def test_imagewise_does_not_depend_on_the_blocks_of_train():
