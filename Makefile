@@ -13,7 +13,7 @@ book: run  ## run the notebooks of PROFILE (default smoke), build the book, prin
 	@echo "The book: $(CURDIR)/_build/html/index.html"
 
 test: env  ## run the tests: module, notebooks (nbval), book
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2
 
 run: env  ## run the notebooks of PROFILE into book/runs/
 	$(BIN)/python -m nda run --profile $(PROFILE)

@@ -15,6 +15,19 @@ settings.register_profile("nda", deadline=None, derandomize=True, max_examples=2
 settings.load_profile("nda")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Each file's tests in one process, and in one process all that need the tiny book, so that it is made once."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.split("::")[0]
+            return "the tiny book" if file in ("tests/test_book.py", "tests/test_notebooks.py") else file
+
+    return ByFile(config, log)
+
+
 @pytest.fixture(scope="session")
 def tiny_home(tmp_path_factory):
     """All notebooks executed at profile `tiny`, by the command that users type, in a folder of their own."""

@@ -16,8 +16,6 @@ from urllib.parse import unquote, urlparse
 import pytest
 import yaml
 
-pytestmark = pytest.mark.xdist_group("pipeline")  # one process makes the tiny book for all of them
-
 ROOT = Path(__file__).parent.parent
 
 

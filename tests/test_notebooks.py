@@ -5,11 +5,7 @@ import os
 import subprocess
 import sys
 
-import pytest
-
 from nda import pipeline
-
-pytestmark = pytest.mark.xdist_group("pipeline")  # one process makes the tiny book for all of them
 
 
 def outputs(runs):
