@@ -10,8 +10,7 @@ from nda import rng
 from nda.checks import InputError
 from nda.patches import Posterior, fused, merge, patch_posterior, patch_scores, shared_noise
 
-COMPILED = fused.library()
-COMPILER = pytest.mark.skipif(COMPILED is None, reason="no C++ compiler")
+COMPILED = fused.compiled()
 
 
 def random_images(*shape, name="fused", dtype=torch.float32):
@@ -56,7 +55,6 @@ def threads():
     torch.set_num_threads(before)
 
 
-@COMPILER
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_number_of_threads_changes_no_bit(settings, dtype, threads, monkeypatch):
@@ -71,7 +69,6 @@ def test_number_of_threads_changes_no_bit(settings, dtype, threads, monkeypatch)
         assert_identical(other, found[0])
 
 
-@COMPILER
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_batches_of_queries_change_no_bit(settings, dtype):
@@ -84,7 +81,6 @@ def test_batches_of_queries_change_no_bit(settings, dtype):
         assert_identical(Posterior(whole.images, *(torch.cat([getattr(p, f) for p in parts]) for f in ("log_total", "log_share"))), whole)
 
 
-@COMPILER
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_shards_and_order_of_train_images_do_not_matter(settings, dtype, monkeypatch):
@@ -104,7 +100,6 @@ def test_shards_and_order_of_train_images_do_not_matter(settings, dtype, monkeyp
             assert_same(ours, whole, 1e-6 if dtype == torch.float32 else 1e-12)
 
 
-@COMPILER
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_more_train_images_than_a_shard(dtype):
     """And not a multiple of the lanes of a vector."""
@@ -114,7 +109,6 @@ def test_more_train_images_than_a_shard(dtype):
         assert_is_conv(queries, train, timestep=200, **settings)
 
 
-@COMPILER
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(
     "settings",
@@ -132,7 +126,6 @@ def test_images_of_which_only_some_columns_fit_the_state(settings, dtype):
     assert_is_conv(queries, train, timestep=200, noise=shared_noise(queries, 200, 0), **settings)
 
 
-@COMPILER
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_more_channels_than_colours(settings, dtype):
@@ -140,7 +133,6 @@ def test_more_channels_than_colours(settings, dtype):
     assert_is_conv(queries, train, timestep=200, **settings)
 
 
-@COMPILER
 @pytest.mark.parametrize("rows", [range(0, 1), range(1, 3), range(3, 4), range(5, 7)])
 @pytest.mark.parametrize("shape", [(7, 8), (8, 7), (7, 20), (20, 7)])
 def test_windows_as_large_as_a_side(shape, rows):
@@ -167,7 +159,6 @@ def formats(monkeypatch):
     return found
 
 
-@COMPILER
 @pytest.mark.parametrize(("error", "narrow"), [(0, False), (1, True)])
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_both_number_formats(error, narrow, settings, formats, monkeypatch):
@@ -177,7 +168,6 @@ def test_both_number_formats(error, narrow, settings, formats, monkeypatch):
     assert [form.narrow for form in formats] == [narrow] * 2
 
 
-@COMPILER
 def test_the_narrow_format_is_for_float32_and_not_for_the_smallest_timesteps(formats):
     queries, train = random_images(1, 3, 16, 16), random_images(2, 3, 16, 16, name="train")
     for timestep, dtype in ((500, torch.float32), (500, torch.float64), (0, torch.float32)):
@@ -185,7 +175,6 @@ def test_the_narrow_format_is_for_float32_and_not_for_the_smallest_timesteps(for
     assert [form.narrow for form in formats] == [True, False, False]
 
 
-@COMPILER
 @pytest.mark.parametrize("timestep", [0, 1, 10, 50])
 @pytest.mark.parametrize(("patch", "coarse"), [(1, False), (2, True), (2, False), (3, False)])
 def test_small_windows_at_small_timesteps(patch, coarse, timestep):
@@ -195,7 +184,6 @@ def test_small_windows_at_small_timesteps(patch, coarse, timestep):
         assert_is_conv(queries, train, timestep=timestep, patch=patch, coarse=coarse, noise=shared_noise(queries, timestep, n))
 
 
-@COMPILER
 @pytest.mark.parametrize("timestep", [0, 10, 100, 999])
 @pytest.mark.parametrize(("patch", "coarse"), [(1, False), (2, True), (2, False), (3, False), (6, True)])
 def test_the_narrow_format_does_not_overflow(patch, coarse, timestep, monkeypatch):
@@ -206,7 +194,6 @@ def test_the_narrow_format_does_not_overflow(patch, coarse, timestep, monkeypatc
         assert_is_conv(queries, train, 5e-3, timestep=timestep, patch=patch, coarse=coarse, noise=0.1 * shared_noise(queries, timestep, n))
 
 
-@COMPILER
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("timestep", [0, 10, 26, 50, 999])
 def test_logits_as_large_as_they_can_be(dtype, timestep):
@@ -222,7 +209,6 @@ def test_logits_as_large_as_they_can_be(dtype, timestep):
             assert_is_conv(queries, train, timestep=timestep, patch=patch, coarse=coarse, borders="zero")
 
 
-@COMPILER
 def test_a_shard_that_does_not_count_counts_again_after_a_merge():
     """Beside an image that equals the query the others have no mass at all, and are left out; merging puts their part right."""
     train = random_images(9, 3, 8, 8)
@@ -235,10 +221,9 @@ def test_a_shard_that_does_not_count_counts_again_after_a_merge():
     assert far.masses.sum().item() == pytest.approx(64, rel=1e-4)
 
 
-@COMPILER
 def test_loading_the_engine_leaves_small_numbers_alone():
     """GCC's -ffast-math, if it also links, makes the whole process round subnormal numbers to zero: all other code would change."""
-    assert fused.library() is not None
+    assert fused.compiled() is not None
     assert (numpy.array(1e-310) / 2 > 0).item() and (torch.tensor(1e-40) / 2 > 0).item()
 
 
@@ -248,9 +233,9 @@ def test_loading_the_engine_leaves_small_numbers_alone():
 @pytest.fixture
 def fresh():
     """No library is loaded, before and after."""
-    fused.library.cache_clear()
+    fused.compiled.cache_clear()
     yield
-    fused.library.cache_clear()
+    fused.compiled.cache_clear()
 
 
 @pytest.fixture
@@ -268,31 +253,29 @@ def compiler(fresh, tmp_path, monkeypatch):
         monkeypatch.setenv("CXX", str(script))
 
     monkeypatch.setenv("NDA_CACHE", str(tmp_path / "cache"))
-    install(f'cp "{COMPILED._name}" "$last"' if COMPILED else "exit 1")
+    install(f'cp "{COMPILED._name}" "$last"')
     install.calls = lambda: [line for line in (tmp_path / "calls").read_text().splitlines() if line.endswith(".so")]
     install.files = lambda: [path.name for path in (tmp_path / "cache").glob("**/*")]
     return install
 
 
-@COMPILER
 def test_built_once_per_source_and_cpu(compiler, monkeypatch, tmp_path):
     for _ in range(2):  # two processes: what the first has made, the second loads
-        fused.library.cache_clear()
-        assert fused.library() is not None
+        fused.compiled.cache_clear()
+        assert fused.compiled() is not None
     assert len(compiler.calls()) == 1 and len(compiler.files()) == 1
     source = tmp_path / "other.cpp"
     source.write_bytes(fused.SOURCE.read_bytes() + b"\n")
     monkeypatch.setattr(fused, "SOURCE", source)
-    fused.library.cache_clear()
-    assert fused.library() is not None
+    fused.compiled.cache_clear()
+    assert fused.compiled() is not None
     assert len(compiler.calls()) == 2 and len(compiler.files()) == 2
     compiler(f'cp "{COMPILED._name}" "$last"', ask="echo '#define __AVX512F__ 1'")  # the same home on another CPU
-    fused.library.cache_clear()
-    assert fused.library() is not None
+    fused.compiled.cache_clear()
+    assert fused.compiled() is not None
     assert len(compiler.calls()) == 3 and len(compiler.files()) == 3
 
 
-@COMPILER
 def test_what_was_built_runs(compiler):
     images = random_images(2, 1, 5, 5)
     patch_scores(images, images, timestep=100, patch=3, engine="fused")
@@ -303,7 +286,7 @@ def test_what_was_built_runs(compiler):
 def test_a_compiler_that_fails_is_one_warning(compiler, build, caplog):
     compiler(build)
     with caplog.at_level(logging.WARNING, logger="nda.patches.fused"):
-        assert fused.library() is None and fused.library() is None
+        assert fused.compiled() is None and fused.compiled() is None
     [message] = caplog.messages
     assert "quick c++" in message and "\n" not in message
     assert "no such flag" in message or "exit" not in build
@@ -313,7 +296,7 @@ def test_a_compiler_that_fails_is_one_warning(compiler, build, caplog):
 def test_a_compiler_that_knows_no_flag_is_one_readable_warning(compiler, caplog):
     compiler("exit 1", ask="echo 'unknown flag' >&2; exit 1")
     with caplog.at_level(logging.WARNING, logger="nda.patches.fused"):
-        assert fused.library() is None
+        assert fused.compiled() is None
     [message] = caplog.messages
     assert message.endswith("unknown flag") and compiler.files() == []
 
@@ -321,7 +304,7 @@ def test_a_compiler_that_knows_no_flag_is_one_readable_warning(compiler, caplog)
 def test_a_cache_folder_that_cannot_be_made_is_one_warning(compiler, tmp_path, monkeypatch, caplog):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("NDA_CACHE", str(tmp_path / "file"))
-    assert fused.library() is None
+    assert fused.compiled() is None
     assert len(caplog.messages) == 1
 
 
@@ -337,5 +320,5 @@ def test_no_compiler_means_conv(fresh, tmp_path, monkeypatch, caplog):
         with pytest.raises(InputError, match="engine 'fused' needs a C\\+\\+ compiler") as error:
             function(images, images, timestep=100, patch=3, engine="fused")
         assert "\n" not in str(error.value)
-    assert fused.library() is None
+    assert fused.compiled() is None
     assert len([message for message in caplog.messages if "no C++ compiler" in message]) == 1

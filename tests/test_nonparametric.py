@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from nda import rng
 from nda.checks import InputError
 from nda.nonparametric import PAPER, NDAConfig, Partial, Scale, merge, nda_scores, partial_scores
-from nda.patches import fused, patch_scores, shared_noise
+from nda.patches import patch_scores, shared_noise
 from nda.store import Store
 
 QUERIES, TRAIN = (2 * torch.rand(n, 1, 6, 7, generator=rng.generator("nda", n), dtype=torch.float64) - 1 for n in (2, 5))
@@ -284,7 +284,6 @@ def test_configurations_that_are_equal_merge_into_the_same():
             merge(parts)
 
 
-@pytest.mark.skipif(fused.library() is None, reason="no C++ compiler")
 def test_parts_of_different_engines_merge():
     parts = [partial_scores(QUERIES, TRAIN[n : n + 1], RICH, images=[n], engine=e) for n, e in enumerate(("fused", "conv", "box", "fused"))]
     assert_close(merge(parts).scores(), nda_scores(QUERIES, TRAIN[:4], RICH))

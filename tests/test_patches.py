@@ -13,13 +13,12 @@ from hypothesis import strategies as st
 
 from nda import patches, rng
 from nda.checks import InputError
-from nda.patches import ENGINES, Posterior, Windows, blocked, fused, merge, patch_posterior, patch_scores, shared_noise
+from nda.patches import ENGINES, Posterior, Windows, blocked, merge, patch_posterior, patch_scores, shared_noise
 from nda.schedule import sigma, signal
 
-COMPILER = pytest.mark.skipif(fused.library() is None, reason="no C++ compiler")
-FAST = ["conv", "box", pytest.param("fused", marks=COMPILER)]
+FAST = ["conv", "box", "fused"]
 ALL = ["naive", *FAST]
-HERE = [name for name in ENGINES if name not in ("naive", "fused")] + ["fused"] * (fused.library() is not None)
+HERE = [name for name in ENGINES if name != "naive"]
 
 
 def random_images(*shape, name="patches", dtype=torch.float64):
@@ -404,7 +403,7 @@ def test_the_log_says_which_engine_ran(caplog):
     with caplog.at_level(logging.INFO, logger="nda.patches"):
         for engine in ("conv", "auto"):
             patch_scores(images, images, timestep=100, patch=3, engine=engine)
-    expected = "conv" if fused.library() is None else "fused"
+    expected = "fused"
     assert [message.split(":")[0] for message in caplog.messages] == ["engine conv", f"engine {expected}"]
 
 

@@ -129,10 +129,10 @@ def _pick(engine: str, queries: Tensor) -> str:
         raise InputError(f"engine must be 'auto' or one of {', '.join(ENGINES)}, not {engine!r}")
     if engine == "fused" and queries.device.type != "cpu":
         raise InputError(f"engine 'fused' runs on the CPU but the images are on {queries.device}; choose 'box' or 'auto'")
-    if engine == "fused" and fused.library() is None:
+    if engine == "fused" and fused.compiled() is None:
         raise InputError("engine 'fused' needs a C++ compiler and none was found; install g++ or clang++, set CXX, or choose engine 'conv'")
     if engine != "auto":
         return engine
     if queries.device.type != "cpu":
         return "box"
-    return "conv" if fused.library() is None else "fused"
+    return "conv" if fused.compiled() is None else "fused"

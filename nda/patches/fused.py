@@ -71,7 +71,7 @@ class Format:
 
 
 @cache
-def library() -> ctypes.CDLL | None:
+def compiled() -> ctypes.CDLL | None:
     """The compiled functions, or None if there is no C++ compiler; kept in the cache folder (`NDA_CACHE`), one per source and CPU."""
     compiler = shutil.which(os.environ.get("CXX", "")) or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
@@ -154,9 +154,9 @@ def _run(
     [position, block]."""
     real, whole, number = (torch.float32, torch.int32, ctypes.c_int32) if form.narrow else (torch.float64, torch.int64, ctypes.c_int64)
     lanes, terms = (16, 6) if form.narrow else (8, 14)
-    compiled = library()
-    assert compiled is not None  # the front door has looked
-    function = compiled.narrow if form.narrow else compiled.wide
+    functions = compiled()
+    assert functions is not None  # the front door has looked
+    function = functions.narrow if form.narrow else functions.wide
     scale = 2.0**form.bits / (temperature * math.log(2))
     x = (windows.prepare(noisy[None].double())[0] * (-2 * scale)).to(real).contiguous()
     y = _in_lanes(windows.prepare(train.to(real)), lanes)
