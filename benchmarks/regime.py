@@ -40,24 +40,26 @@ class Regime:
     """How the models of one ground truth are made: train images, image-steps per model, widths, shared randomness."""
 
     n_train: int = 400
-    image_steps: int = 60_000
+    image_steps: int = 20_000
     widths: tuple[int, ...] = (32, 64, 64)
     coupled: bool = True  # subsets of one seed share initial weights, order, timesteps and noise
+    batch: int = 50
+    ema: float = 0.98
 
     @property
     def recipe(self) -> diffusion.Recipe:
         """Of every model; epochs of half the train set."""
         epochs = self.image_steps // (self.n_train // 2)
-        return diffusion.Recipe(unet=unet(*self.widths), epochs=epochs, batch=64, lr=1e-3, ema=0.995, bf16=True)
+        return diffusion.Recipe(unet=unet(*self.widths), epochs=epochs, batch=self.batch, lr=1e-3, ema=self.ema, bf16=True)
 
 
 REGIMES = {
     "400 images": Regime(),
+    "400 images, three times as long": Regime(image_steps=60_000, batch=64, ema=0.995),
     "200 images": Regime(n_train=200),
+    "400 images, wider": Regime(widths=(48, 96, 96)),
     "1,000 images": Regime(n_train=1000),
     "400 images, uncoupled": Regime(coupled=False),
-    "400 images, twice as long": Regime(image_steps=120_000),
-    "400 images, wider": Regime(widths=(48, 96, 96)),
 }
 
 

@@ -43,7 +43,7 @@ def record(
     made: dict[str, Any] = {"parameters": parameters, "seconds": seconds}
     effects = group_effects(scores, results.load("masks/report", "subset train"))
     store.save(f"scores/{name}", scores, axes="query train", inputs=store.sha256("train", queries), **made)
-    results.save(f"effects/{name}", effects, axes="subset query", inputs=results.sha256("masks/report"), **made)
+    results.save(f"effects/{name}", effects.float(), axes="subset query", inputs=results.sha256("masks/report"), **made)
 
 
 def centre(values: Float[Tensor, "*model query"]) -> Float[Tensor, "*model query"]:
@@ -67,19 +67,22 @@ def _below(values: Float[Tensor, "subset query"]) -> Float[Tensor, "query subset
     return low.double() + 0.5 * equal.double()
 
 
-def _correlation(a: Tensor, b: Tensor, weights: Tensor, n: int) -> Tensor:
-    """Weighted Pearson correlation over the last axis; 0 where a side is constant, since it then orders nothing."""
-    mean = (n + 1) / 2  # of mid-ranks, whatever the ties
-    cov = (weights * (a - mean) * (b - mean)).sum(-1)
-    scale = ((weights * (a - mean) ** 2).sum(-1) * (weights * (b - mean) ** 2).sum(-1)).sqrt()
-    return torch.where(scale > 1e-9, cov / scale.clamp_min(1e-9), 0.0)
+def _ranks(below: Tensor, weights: Float[Tensor, "resample subset"]) -> Float[Tensor, "resample query subset"]:
+    """Twice the centred mid-ranks when value j occurs `weights[:, j]` times: integers of at most the number of subsets."""
+    return (2 * weights @ below.flatten(0, 1).T).unflatten(1, below.shape[:2]) - below.shape[1]
+
+
+def _correlation(a: Tensor, b: Tensor, weights: Float[Tensor, "resample subset"]) -> Float[Tensor, "resample query"]:
+    """Weighted Pearson correlation of ranks `[resample, query, subset]`; 0 where a side is constant, since it then orders nothing."""
+    cov, aa, bb = (((x * y) @ weights[:, :, None])[..., 0].double() for x, y in ((a, b), (a, a), (b, b)))
+    return cov / (aa * bb).sqrt().clamp_min(1)  # a constant side has cov = 0, any other at least 1
 
 
 def spearman(a: Float[Tensor, "subset query"], b: Float[Tensor, "subset query"]) -> Float[Tensor, "query"]:
     """Spearman's rank correlation over subsets, one per query; ties share their mean rank, a constant side gives 0."""
     _check(a, b)
-    weights = torch.ones(len(a), dtype=torch.float64)
-    return _correlation(_below(a) @ weights + 0.5, _below(b) @ weights + 0.5, weights, len(a))
+    once = torch.ones(1, len(a), dtype=torch.float64)
+    return _correlation(_ranks(_below(a), once), _ranks(_below(b), once), once)[0]
 
 
 def lds(effects: Float[Tensor, "subset query"], losses: Float[Tensor, "subset query"]) -> Float[Tensor, "query"]:
@@ -133,25 +136,19 @@ def bootstrap(
         raise InputError(f"resamples must be at least 1, not {resamples}; intervals want 2000 or more")
     source = rng.generator("bootstrap", seed)
     subsets, queries = losses.shape
+    dtype = torch.float32 if subsets <= 256 else torch.float64  # sums of products of ranks are integers up to subsets³, exact below 2²⁴
     picks = torch.randint(subsets, (resamples, subsets), generator=source)
-    weights = torch.zeros(resamples, subsets, dtype=torch.float64).scatter_add_(1, picks, torch.ones(picks.shape, dtype=torch.float64))
+    weights = torch.zeros(resamples, subsets, dtype=dtype).scatter_add_(1, picks, torch.ones(picks.shape, dtype=dtype))
     picks = torch.randint(queries, (resamples, queries), generator=source)
     shares = torch.zeros(resamples, queries, dtype=torch.float64).scatter_add_(1, picks, torch.full(picks.shape, 1 / queries).double())
-    below = {name: _below(values) for name, values in effects.items()}
-    truth = _below(-losses)
+    below = {name: _below(values).to(dtype) for name, values in effects.items()}
+    truth = _below(-losses).to(dtype)
     draws: dict[str, list[Tensor]] = {name: [] for name in effects}
     for w, share in zip(weights.split(block), shares.split(block), strict=True):
         true_ranks = _ranks(truth, w)
         for name, values in below.items():
-            draws[name].append((_correlation(_ranks(values, w), true_ranks, w[:, None], subsets) * share).sum(1))
+            draws[name].append((_correlation(_ranks(values, w), true_ranks, w) * share).sum(1))
     return {name: torch.cat(parts) for name, parts in draws.items()}
-
-
-def _ranks(
-    below: Float[Tensor, "query subset subset"], weights: Float[Tensor, "resample subset"]
-) -> Float[Tensor, "resample query subset"]:
-    """Mid-ranks in every resample, one matrix product."""
-    return (weights @ below.flatten(0, 1).T + 0.5).unflatten(1, below.shape[:2])
 
 
 def interval(draws: Float[Tensor, "resample"], level: float = 0.95) -> tuple[float, float]:

@@ -86,7 +86,7 @@ def plan(name: str, overrides: Mapping[str, Any] | None = None) -> Plan:
     settings = defaults(find("03")) | {key: value for key, value in profile(name, overrides).items() if key in defaults(find("03"))}
     return Plan(
         Store.working(name).folder,
-        {"report": settings["report_seeds"], "select": settings["select_seeds"]},
+        {"select": settings["select_seeds"], "report": settings["report_seeds"]},
         settings["timesteps"],
         settings["noise_seeds"],
         settings["device"],

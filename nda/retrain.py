@@ -33,13 +33,13 @@ class Plan:
     """All retrainings of a profile. `folder` is its working store, with `train`, `val`, `gen`, `masks/*` and `model`."""
 
     folder: Path
-    train_seeds: dict[str, Sequence[int]]  # of each family
+    train_seeds: dict[str, Sequence[int]]  # of each family, in the order of training
     timesteps: Sequence[int]
     noise_seeds: Sequence[int]
     device: str = "auto"
 
     def members(self) -> list[Member]:
-        """Every task, `report` first; the position in this list is the number that `python -m nda member --task` takes."""
+        """Every task, family by family and seed by seed; the position in this list is the number that `python -m nda member --task` takes."""
         if not all(self.train_seeds.values()):
             raise InputError(f"every family needs at least one train seed, not {self.train_seeds}")
         store = Store(self.folder)
@@ -87,9 +87,11 @@ class Plan:
         chosen = members if task is None else [members[task]]
         return fanout.run(self.retrain, chosen, done=self.done, workers=workers, label="retraining")
 
-    def losses(self, family: str, queries: str) -> Float[Tensor, "subset seed query timestep"]:
-        """The finished members' losses as one tensor."""
-        store = Store(self.folder)
+    def losses(self, family: str, queries: str, groups: int) -> Float[Tensor, "subset seed query group"]:
+        """The finished members' losses as one tensor: means over `groups` equal groups of neighbouring timesteps."""
+        store, times = Store(self.folder), len(self.timesteps)
+        if groups < 1 or times % groups:
+            raise InputError(f"timestep_groups must divide the {times} timesteps, not {groups}")
         members = [member for member in self.members() if member.family == family]
         missing = [member.name for member in members if not self.done(member)]
         if missing:
@@ -98,4 +100,5 @@ class Plan:
             )
         stacked = torch.stack([store.load(member.name)[queries] for member in members])
         seeds = len(self.train_seeds[family])
+        stacked = stacked.unflatten(2, (groups, -1)).mean(3)
         return stacked.unflatten(0, (seeds, -1)).movedim(0, 1).contiguous()  # members are ordered [seed, subset]

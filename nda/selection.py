@@ -10,6 +10,7 @@ from nda import lds
 from nda.checks import InputError
 from nda.methods import METHODS
 from nda.store import Store
+from nda.subsets import CHOOSE, REPORT
 
 FAMILIES = ("select", "report")
 
@@ -17,15 +18,17 @@ FAMILIES = ("select", "report")
 def lds_path(path: Mapping[float, Float[Tensor, "query train"]], queries: str, results: Store) -> pd.DataFrame:
     """Mean LDS in percent of every damping's scores of the `queries` called "val" or "gen": columns `select` and `report`, index damping.
 
-    Truth is the mean of `losses/<family>-<queries>` over seeds and timesteps, groups are `masks/<family>`. Raises InputError.
+    Truth is the mean of `losses/<family>-<queries>` over seeds and timesteps, groups are `masks/<family>`. Each column has its own half of
+    the validation queries; Journey-TRAK, which has only generated ones, chooses on all of them. Raises InputError.
     """
     if not path:
         raise InputError("path is empty; pass the scores of at least one damping, for example dict(nda.trak.damping_path(…))")
     columns = {}
     for family in FAMILIES:
+        part = CHOOSE if (family, queries) == ("select", "val") else REPORT[queries]
         masks = results.load(f"masks/{family}", "subset train")
-        truth = results.load(f"losses/{family}-{queries}", "subset seed query timestep").double().mean((1, 3))
-        columns[family] = [100 * lds.lds(lds.group_effects(scores, masks), truth).mean().item() for scores in path.values()]
+        truth = results.load(f"losses/{family}-{queries}", "subset seed query group")[:, :, part].double().mean((1, 3))
+        columns[family] = [100 * lds.lds(lds.group_effects(scores[part], masks), truth).mean().item() for scores in path.values()]
     return pd.DataFrame(columns, pd.Index(list(path), name="damping", dtype=float))
 
 

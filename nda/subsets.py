@@ -9,6 +9,10 @@ from nda.checks import InputError
 
 FAMILIES = ("report", "select")
 
+# Settings are chosen on validation queries of even number and reported on those of odd number; generated queries are only reported on.
+CHOOSE = slice(0, None, 2)
+REPORT = {"val": slice(1, None, 2), "gen": slice(None)}
+
 
 def stratified(labels: Int[Tensor, "image"], count: int, *names: str | int) -> Int[Tensor, "count"]:
     """Sorted indices of `count` images in which every class has its share, drawn by the random names.
@@ -39,8 +43,6 @@ def keep_masks(labels: Int[Tensor, "train"], n_subsets: int, *, family: str, kee
     """
     if family not in FAMILIES:
         raise InputError(f"family must be one of {', '.join(FAMILIES)}, not {family!r}")
-    if n_subsets < 1:
-        raise InputError(f"n_subsets must be at least 1, not {n_subsets}")
     if n_subsets < 1:
         raise InputError(f"n_subsets must be at least 1, not {n_subsets}")
     count = round(keep_fraction * len(labels)) if 0 < keep_fraction < 1 else 0

@@ -179,7 +179,7 @@ def test_record_keeps_scores_and_their_effects(tmp_path):
     made = {"store": store, "results": results, "parameters": {"patch": 3}, "seconds": 1.5}
     lds.record("nda", "val", scores, **made)
     assert torch.equal(store.load("scores/nda-val", "query train"), scores)
-    assert torch.equal(results.load("effects/nda-val", "subset query"), lds.group_effects(scores, MASKS))
+    assert torch.equal(results.load("effects/nda-val", "subset query"), lds.group_effects(scores, MASKS).float())
     for place, name in ((store, "scores/nda-val"), (results, "effects/nda-val")):
         assert place.info(name)["parameters"] == {"patch": 3} and place.info(name)["seconds"] == 1.5
     with pytest.raises(InputError, match="transposed"):

@@ -65,8 +65,11 @@ def test_members_are_numbered_seed_by_seed(whole):
 
 
 def test_losses_are_ordered_by_subset_then_seed(whole):
-    losses = whole.losses("report", "val")
-    assert losses.shape == (3, 2, 4, 2) and whole.losses("report", "gen").shape == (3, 2, 3, 2)
+    losses = whole.losses("report", "val", 2)
+    assert torch.equal(whole.losses("report", "val", 1), losses.mean(3, keepdim=True))
+    with pytest.raises(InputError, match="timestep_groups must divide the 2 timesteps, not 3"):
+        whole.losses("report", "val", 3)
+    assert losses.shape == (3, 2, 4, 2) and whole.losses("report", "gen", 2).shape == (3, 2, 3, 2)
     for member in whole.members():
         assert torch.equal(losses[member.subset, member.train_seed], Store(whole.folder).load(member.name)["val"])
     assert len(losses[:, :, 0, 0].unique()) == 6
@@ -76,7 +79,7 @@ def test_a_member_is_its_subset_trained_with_its_seed(whole):
     store = Store(whole.folder)
     model, _ = diffusion.train(store.load("train"), RECIPE, keep=store.load("masks/report")[2], train_seed=1)
     expected = diffusion.denoising_losses(model, store.load("gen"), timesteps=[100, 500], noise_seeds=[0])
-    assert torch.equal(whole.losses("report", "gen")[2, 1], expected)
+    assert torch.equal(whole.losses("report", "gen", 2)[2, 1], expected)
 
 
 def test_second_run_trains_nothing(whole, monkeypatch):
@@ -110,7 +113,7 @@ def test_single_tasks_give_the_same_bytes(tmp_path, whole):
     expected = payloads(whole)
     assert payloads(plan) == {name: expected[name] for name in ("report-000-0.safetensors", "report-002-1.safetensors")}
     with pytest.raises(InputError, match="4 of 6 report models .*members/report-001-0"):
-        plan.losses("report", "val")
+        plan.losses("report", "val", 2)
 
 
 @pytest.mark.parametrize("task", [-1, 6])
@@ -138,7 +141,7 @@ def test_changed_settings_or_inputs_make_members_stale(tmp_path, monkeypatch, ch
         plan = replace(plan, **{changed: [7]})
     assert not plan.done(member)
     with pytest.raises(InputError, match="not trained"):
-        plan.losses("report", "val")
+        plan.losses("report", "val", 2)
     ran = []
     monkeypatch.setattr(fanout, "run", lambda function, tasks, *, done, **_: ran.extend(t for t in tasks if not done(t)))
     plan.run(workers=1)
