@@ -141,7 +141,7 @@ def test_changed_settings_or_inputs_make_members_stale(tmp_path, monkeypatch, ch
         plan = replace(plan, **{changed: [7]})
     assert not plan.done(member)
     with pytest.raises(InputError, match="not trained"):
-        plan.losses("report", "val", 2)
+        plan.losses("report", "val", 1)
     ran = []
     monkeypatch.setattr(fanout, "run", lambda function, tasks, *, done, **_: ran.extend(t for t in tasks if not done(t)))
     plan.run(workers=1)
