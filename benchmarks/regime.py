@@ -19,7 +19,7 @@ from torch import Tensor
 from nda import diffusion, fanout, images, lds, subsets
 from nda.store import Store
 
-SUBSETS, SEEDS, QUERIES = 6, 2, 200
+SEEDS, QUERIES = 2, 200
 TIMESTEPS, NOISE_SEEDS = range(25, 1000, 50), range(4)
 BANDS = (0, 200, 400, 600, 1000)  # timesteps of the per-band columns
 STORE = Store.working("regime")
@@ -44,22 +44,27 @@ class Regime:
     widths: tuple[int, ...] = (32, 64, 64)
     coupled: bool = True  # subsets of one seed share initial weights, order, timesteps and noise
     batch: int = 50
+    lr: float = 1e-3
     ema: float = 0.98
+    subsets: int = 6
 
     @property
     def recipe(self) -> diffusion.Recipe:
         """Of every model; epochs of half the train set."""
         epochs = self.image_steps // (self.n_train // 2)
-        return diffusion.Recipe(unet=unet(*self.widths), epochs=epochs, batch=self.batch, lr=1e-3, ema=self.ema, bf16=True)
+        return diffusion.Recipe(unet=unet(*self.widths), epochs=epochs, batch=self.batch, lr=self.lr, ema=self.ema, bf16=True)
 
 
+SMALL: dict[str, Any] = {"batch": 20, "lr": 2e-3, "ema": 0.99}  # 1,000 steps in place of 400 for the same image-steps
 REGIMES = {
     "400 images": Regime(),
     "400 images, three times as long": Regime(image_steps=60_000, batch=64, ema=0.995),
     "200 images": Regime(n_train=200),
-    "400 images, wider": Regime(widths=(48, 96, 96)),
-    "1,000 images": Regime(n_train=1000),
-    "400 images, uncoupled": Regime(coupled=False),
+    "200 images, small batches": Regime(n_train=200, **SMALL),
+    "400 images, small batches": Regime(**SMALL),
+    "1,000 images, small batches": Regime(n_train=1000, subsets=4, **SMALL),
+    "200 images, small batches, uncoupled": Regime(n_train=200, coupled=False, subsets=4, **SMALL),
+    "200 images, small batches, wider": Regime(n_train=200, widths=(48, 96, 96), subsets=4, **SMALL),
 }
 
 
@@ -80,7 +85,7 @@ def retrain(task: tuple[str, int, int]) -> None:
     """Train one member and keep its losses `[noise seed, query, timestep]`."""
     started, (label, subset, seed) = perf_counter(), task
     regime, inputs = REGIMES[label], STORE.load(f"data-{REGIMES[label].n_train}")
-    keep = subsets.keep_masks(inputs["labels"], SUBSETS, family="select")[subset]
+    keep = subsets.keep_masks(inputs["labels"], regime.subsets, family="select")[subset]
     train_seed = seed if regime.coupled else 1000 * (subset + 1) + seed
     model, _ = diffusion.train(inputs["train"], regime.recipe, keep=keep, train_seed=train_seed)
     trained = perf_counter() - started
@@ -96,7 +101,8 @@ def ceilings(losses: Tensor) -> dict[str, float]:
     mean = losses.mean((2, 4))
     for kind, values in (("plain", mean), ("centred", lds.centre(mean))):
         rows[kind], rows[f"{kind}, mean of 2"] = lds.seed_ceiling(values)
-    rows["centred, 1 noise"] = lds.seed_ceiling(lds.centre(losses[:, :, 0].mean(-1)))[0]
+    fewer = {"centred, 1 noise of 4": losses[:, :, :1], "centred, 10 timesteps of 20": losses[..., ::2]}
+    rows |= {column: lds.seed_ceiling(lds.centre(some.mean((2, 4))))[0] for column, some in fewer.items()}
     times = torch.tensor(TIMESTEPS)
     for low, high in pairwise(BANDS):
         band = losses[..., (times >= low) & (times < high)].mean((2, 4))
@@ -114,16 +120,14 @@ def main() -> None:
         if f"data-{regime.n_train}" not in STORE:
             train, labels, val = data(regime.n_train)
             STORE.save(f"data-{regime.n_train}", {"train": train, "labels": labels, "val": val})
-        tasks = [(label, subset, seed) for seed in range(SEEDS) for subset in range(SUBSETS)]
+        tasks = [(label, subset, seed) for seed in range(SEEDS) for subset in range(regime.subsets)]
         fanout.run(retrain, tasks, done=lambda task: name(task) in STORE, workers=workers, label=label)
-        losses = torch.stack([STORE.load(name(task)) for task in tasks]).unflatten(0, (SEEDS, SUBSETS)).movedim(0, 1)
+        losses = torch.stack([STORE.load(name(task)) for task in tasks]).unflatten(0, (SEEDS, regime.subsets)).movedim(0, 1)
         seconds = sorted(STORE.info(name(task))["parameters"]["train"] for task in tasks)[len(tasks) // 2]
-        table.append({"regime": label} | ceilings(losses) | {"seconds per model": seconds})
+        table.append({"regime": label, "subsets": regime.subsets} | ceilings(losses) | {"seconds per model": seconds})
         frame = pd.DataFrame(table).round(1)
         Store.results("small").delete("regime")
-        Store.results("small").save(
-            "regime", frame, parameters={"subsets": SUBSETS, "seeds": SEEDS, "queries": QUERIES, "noise_seeds": len(NOISE_SEEDS)}
-        )
+        Store.results("small").save("regime", frame, parameters={"seeds": SEEDS, "queries": QUERIES, "noise_seeds": len(NOISE_SEEDS)})
         print(frame.T.to_string(), flush=True)
 
 

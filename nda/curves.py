@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import matplotlib as mpl
 import matplotlib.ticker
+import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
@@ -92,3 +93,19 @@ def agreement(scores: Mapping[str, Float[Tensor, "query train"]]) -> pd.DataFram
     units = torch.stack([F.normalize(rank - rank.mean(1, keepdim=True), dim=1) for rank in ranks])  # [method, query, train]
     names = [label(name) if name in METHODS else name for name in scores]
     return pd.DataFrame((torch.einsum("aqt,bqt->ab", units, units) / units.shape[1]).numpy(), names, names)
+
+
+def heat(table: pd.DataFrame, *, xlabel: str, unit: str) -> Figure:
+    """A table of numbers as colours, with the numbers in the cells; one scale around 0."""
+    figure, axes = canvas(2.6 + 0.62 * table.shape[1], 0.9 + 0.24 * len(table))
+    place, limit = axes[0, 0], max(1e-9, float(table.abs().max(axis=None)))
+    image = place.imshow(table, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto")
+    place.set_xticks(range(table.shape[1]), table.columns, rotation=45, ha="right", fontsize=8)
+    place.set_yticks(range(len(table)), table.index, fontsize=9)
+    place.set_xlabel(xlabel)
+    place.tick_params(length=0)
+    for (row, column), value in np.ndenumerate(table.to_numpy()):
+        colour = "white" if abs(value) > 0.6 * limit else INK
+        place.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=8, color=colour)
+    figure.colorbar(image, ax=place, label=unit, pad=0.02)
+    return figure

@@ -14,7 +14,7 @@ class Method(NamedTuple):
 IMAGES, MODEL, CHECKPOINTS, MODELS = "train images", "train images, model", "train images, checkpoints", "retrained models"
 
 # The order here is the order in every table and figure; families share a hue.
-METHODS = {
+ALL = {
     "random": Method("Random (null)", "#9a9a9a", "nothing"),
     "pixel_dot": Method("Raw pixels, dot", "#c98b2b", IMAGES),
     "pixel_cosine": Method("Raw pixels, cosine", "#8a5a13", IMAGES),
@@ -42,4 +42,17 @@ METHODS = {
     "ekfac": Method("EK-FAC influence", "#3f7a35", MODEL),
     "empirical_influence": Method("Empirical influence", "#6d6d8f", MODELS),
     "datamodel": Method("Datamodel", "#3d3d66", MODELS),
+}
+
+FEWER = "_k10"  # key of a method's second run in one profile, with gradients at ten timesteps
+
+
+def _paler(colour: str) -> str:
+    return "#" + "".join(f"{(int(colour[i : i + 2], 16) + 255) // 2:02x}" for i in (1, 3, 5))
+
+
+METHODS = {
+    key + suffix: method if not suffix else Method(f"{method.label}, K = 10", _paler(method.colour), method.needs)
+    for key, method in ALL.items()
+    for suffix in (("", FEWER) if method.needs in (MODEL, CHECKPOINTS) else ("",))
 }

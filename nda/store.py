@@ -54,6 +54,11 @@ class Store:
         """`data/results/<profile>/`: the small sufficient statistics that the results notebooks read."""
         return cls(home() / "data" / "results" / profile)
 
+    @classmethod
+    def shipped(cls, profile: str) -> "Store":
+        """`data/results/<profile>/` of the repository itself, wherever `NDA_HOME` points."""
+        return cls(Path(__file__).resolve().parent.parent / "data" / "results" / profile)
+
     def __contains__(self, name: str) -> bool:
         return self._sidecar(name).exists()
 
@@ -134,6 +139,10 @@ class Store:
     def sha256(self, *names: str) -> dict[str, str]:
         """`{name: sha256}`, to be passed as `inputs` of what is computed from them."""
         return {name: self.info(name)["sha256"] for name in names}
+
+    def write(self, file: str, text: str) -> None:
+        """A page for people, without a sidecar."""
+        self._replace({self.folder / file: text.encode()})
 
     def delete(self, name: str) -> None:
         """Remove a result if it is there, sidecar first."""

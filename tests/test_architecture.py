@@ -15,7 +15,7 @@ FLOORS = {
     2: ["diffusion", "gradients", "curvature"],
     3: ["nonparametric", "provenance", "similarity", "retrain", "references", "trak", "influence"],
     4: ["lds", "counterfactual", "methods", "products"],
-    5: ["figures", "selection"],
+    5: ["figures", "selection", "scoring"],
     6: ["pipeline", "curves"],
     7: ["__main__"],
 }

@@ -1,0 +1,119 @@
+"""What a setting does: LDS tables with one setting changed at a time. Every posterior is computed once and kept in the store."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from time import perf_counter
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from nda import lds
+from nda.nonparametric import NDAConfig, Scale, nda_scores
+from nda.store import Store
+from nda.subsets import CHOOSE, REPORT
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What scores of one kind of queries ("val" or "gen") are held against: the losses and masks of both families."""
+
+    queries: str
+    results: Store
+
+    def rows(self, scores: Float[Tensor, "query train"], *, resamples: int = 1000) -> dict[str, float]:
+        """In percent: `select` and `report`, plain and centred, each on its half of the validation queries, `report` with its interval."""
+        row: dict[str, float] = {}
+        for family, part in (("select", CHOOSE if self.queries == "val" else slice(None)), ("report", REPORT[self.queries])):
+            losses = self.results.load(f"losses/{family}-{self.queries}", "subset seed query group")[:, :, part].double().mean((1, 3))
+            effects = lds.group_effects(scores[part], self.results.load(f"masks/{family}", "subset train"))
+            for kind, (e, truth) in {"": (effects, losses), "_centred": (lds.centre(effects), lds.centre(losses))}.items():
+                row[family + kind] = lds.lds(e, truth).mean().item()
+                if family == "report":
+                    row["low" + kind], row["high" + kind] = lds.interval(lds.bootstrap({"": e}, truth, resamples=resamples)[""])
+        return {name: 100 * value for name, value in row.items()}
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """One row: which setting was changed, to what, and the configuration that this makes. `timestep` if it has a single one."""
+
+    name: str
+    setting: str
+    config: NDAConfig
+    timestep: int | None = None
+
+
+def windows(base: NDAConfig, timesteps: Sequence[int], sides: Sequence[int], *, coarse: bool) -> Iterator[Ablation]:
+    """Every window at every timestep, alone: what the window of a timestep is chosen from."""
+    name = "coarse window" if coarse else "window"
+    for timestep in timesteps:
+        for side in sides:
+            yield Ablation(name, str(side), replace(base, scales={timestep: (Scale(side, coarse),)}), timestep)
+
+
+def settings(full: NDAConfig, both: NDAConfig, coarse: NDAConfig, mixes: Sequence[float]) -> Iterator[Ablation]:
+    """One setting of NDA changed at a time: the timesteps and scales that are averaged, their mix, and what a posterior is made of.
+
+    full, both, coarse: the configurations of single scale, two scales and coarse scale that the profile reports.
+    """
+    for last in full.scales:
+        upto = {t: scales for t, scales in full.scales.items() if t <= last}
+        yield Ablation("largest timestep", str(last), replace(full, scales=upto))
+    for mix in mixes:
+        mixed = {t: (replace(a, weight=mix), replace(b, weight=1 - mix)) for t, (a, b) in both.scales.items()}
+        yield Ablation("scale_mix", f"{mix:g}", replace(both, scales=mixed))
+    pixels = {t: (Scale(1), *scales) for t, scales in both.scales.items()}
+    larger = {t: (*scales, Scale(scales[0].patch + 4)) for t, scales in both.scales.items()}
+    scales = {"1, full": full, "1, coarse": coarse, "2": both, "3, with single pixels": replace(both, scales=pixels)}
+    for name, config in (scales | {"3, with a larger window": replace(both, scales=larger)}).items():
+        yield Ablation("scales", name, config)
+    for top_k in (1, 3, 10, 30, 100, None):
+        yield Ablation("top_k", "all" if top_k is None else str(top_k), replace(full, top_k=top_k))
+    for draws in (0, 1, 2, 4, 8):
+        yield Ablation("noise draws", str(draws) if draws else "none", replace(full, draws=draws))
+    for seed in (1, 2, 3):
+        yield Ablation("another noise", str(seed), replace(full, noise_seed=full.noise_seed + seed))
+    for borders in ("match", "zero"):
+        yield Ablation("borders", borders, replace(full, borders=borders))
+    for flips in (False, True):
+        yield Ablation("flips in the bank", "yes" if flips else "no", replace(full, flips=flips))
+    for temperature in (0.1, 0.3, 1.0, 3.0, 10.0):
+        yield Ablation("temperature", f"{temperature:g}", replace(full, temperature=temperature))
+
+
+def kept_scores(config: NDAConfig, kind: str, store: Store, device: torch.device) -> Float[Tensor, "query train"]:
+    """`nda_scores` of the store's queries, put together from single timesteps and scales that are computed once and kept in `parts/`."""
+    queries, train, inputs = store.load(kind).to(device), store.load("train").to(device), store.sha256("train", kind)
+    total = torch.zeros(len(queries), len(train))
+    for timestep, scales in config.scales.items():
+        weights = sum(scale.weight for scale in scales) * len(config.scales)
+        for scale in (scale for scale in scales if scale.weight):
+            part = replace(config, scales={timestep: (replace(scale, weight=1.0),)})
+            name = f"parts/{_name(part)}-{kind}"
+            if not store.matches(name, asdict(part), inputs):
+                started = perf_counter()
+                made = {"parameters": asdict(part), "inputs": inputs}
+                store.save(name, nda_scores(queries, train, part), axes="query train", seconds=perf_counter() - started, **made)
+            total += scale.weight / weights * store.load(name, "query train")
+    return total
+
+
+def _name(config: NDAConfig) -> str:
+    (timestep, (scale,)), *_ = config.scales.items()
+    changed = {k: v for k, v in asdict(config).items() if k != "scales" and v != getattr(NDAConfig, k)}
+    rest = [f"{name}-{value}" for name, value in changed.items()]
+    return "-".join([f"t{timestep}", f"{'coarse' if scale.coarse else 'full'}{scale.patch}", *rest])
+
+
+def table(ablations: Sequence[Ablation], *, store: Store, results: Store, device: torch.device) -> pd.DataFrame:
+    """One row per ablation and kind of queries, with the columns of `Truth.rows`."""
+    found: list[Mapping[str, Any]] = []
+    for ablation in tqdm(ablations, desc="ablations", unit="setting", leave=False):
+        for kind in ("val", "gen"):
+            rows = Truth(kind, results).rows(kept_scores(ablation.config, kind, store, device))
+            found.append({"ablation": ablation.name, "setting": ablation.setting, "timestep": ablation.timestep, "queries": kind} | rows)
+    return pd.DataFrame(found)
