@@ -9,7 +9,7 @@ help:  ## show this list
 
 book: run  ## run the notebooks of PROFILE (default smoke), build the book, print its first page
 	$(BIN)/jupyter-book build . -n -W --keep-going -q
-	NDA_BOOK=. $(BIN)/python -m pytest tests/test_book.py
+	NDA_BOOK=. $(BIN)/python -m pytest tests/test_book.py tests/test_lds_page.py
 	@echo "The book: $(CURDIR)/_build/html/index.html"
 
 test: env  ## run the tests: module, notebooks (nbval), book

@@ -97,8 +97,8 @@ def retrain(task: tuple[str, int, int]) -> None:
 
 def ceilings(losses: Tensor) -> dict[str, float]:
     """In percent, of `losses[subset, seed, noise, query, timestep]`: one seed against another, and what the mean of both reaches."""
-    rows: dict[str, float] = {}
     mean = losses.mean((2, 4))
+    rows = {"validation loss": mean.mean().item()}
     for kind, values in (("plain", mean), ("centred", lds.centre(mean))):
         rows[kind], rows[f"{kind}, mean of 2"] = lds.seed_ceiling(values)
     fewer = {"centred, 1 noise of 4": losses[:, :, :1], "centred, 10 timesteps of 20": losses[..., ::2]}
@@ -110,25 +110,36 @@ def ceilings(losses: Tensor) -> dict[str, float]:
     return {column: 100 * value for column, value in rows.items()}
 
 
+def tasks(label: str) -> list[tuple[str, int, int]]:
+    """Every model of a regime, by seed and subset."""
+    return [(label, subset, seed) for seed in range(SEEDS) for subset in range(REGIMES[label].subsets)]
+
+
+def table() -> pd.DataFrame:
+    """One row per regime whose models are all trained."""
+    rows = []
+    for label, regime in REGIMES.items():
+        names = [name(task) for task in tasks(label)]
+        if all(n in STORE for n in names):
+            losses = torch.stack([STORE.load(n) for n in names]).unflatten(0, (SEEDS, regime.subsets)).movedim(0, 1)
+            seconds = sorted(STORE.info(n)["parameters"]["train"] for n in names)[len(names) // 2]
+            rows.append({"regime": label, "subsets": regime.subsets} | ceilings(losses) | {"seconds per model": seconds})
+    return pd.DataFrame(rows).round(1)
+
+
 def main() -> None:
     """Train what is missing, regime by regime, and write the table of what is complete."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workers", type=int, default=2, help="processes, of one thread each")
-    workers = parser.parse_args().workers
-    table = []
-    for label, regime in REGIMES.items():
+    parser.add_argument("--workers", type=int, default=2, help="processes, of one thread each; 0: train nothing, write the table")
+    workers, results = parser.parse_args().workers, Store.results("small")
+    for label, regime in REGIMES.items() if workers else ():
         if f"data-{regime.n_train}" not in STORE:
             train, labels, val = data(regime.n_train)
             STORE.save(f"data-{regime.n_train}", {"train": train, "labels": labels, "val": val})
-        tasks = [(label, subset, seed) for seed in range(SEEDS) for subset in range(regime.subsets)]
-        fanout.run(retrain, tasks, done=lambda task: name(task) in STORE, workers=workers, label=label)
-        losses = torch.stack([STORE.load(name(task)) for task in tasks]).unflatten(0, (SEEDS, regime.subsets)).movedim(0, 1)
-        seconds = sorted(STORE.info(name(task))["parameters"]["train"] for task in tasks)[len(tasks) // 2]
-        table.append({"regime": label, "subsets": regime.subsets} | ceilings(losses) | {"seconds per model": seconds})
-        frame = pd.DataFrame(table).round(1)
-        Store.results("small").delete("regime")
-        Store.results("small").save("regime", frame, parameters={"seeds": SEEDS, "queries": QUERIES, "noise_seeds": len(NOISE_SEEDS)})
-        print(frame.T.to_string(), flush=True)
+        fanout.run(retrain, tasks(label), done=lambda task: name(task) in STORE, workers=workers, label=label)
+    results.delete("regime")
+    results.save("regime", table(), parameters={"seeds": SEEDS, "queries": QUERIES, "noise_seeds": len(NOISE_SEEDS)})
+    print(table().T.to_string())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The command line: run the notebooks of a profile, retrain its subset models, or score attributions of your own against it."""
+"""The command line: run the notebooks of a profile, retrain its subset models, ship its results, or score attributions of your own."""
 
 import argparse
 import logging
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from nda import pipeline, scoring
+from nda import pipeline, scoring, shipping
 from nda.checks import InputError
 from nda.store import Store
 from nda.subsets import REPORT
@@ -32,6 +32,9 @@ def parser() -> argparse.ArgumentParser:
     score.add_argument("--queries", choices=list(REPORT), default="val", help="held-out or generated queries (default val)")
     score.add_argument("--resamples", type=int, default=2000, metavar="N", help="of the bootstrap (default 2000)")
     score.add_argument("--profile", required=True, help="a folder in data/results/, for example small")
+    ship = commands.add_parser("ship", help="add the model and the generated queries to the results of a profile, and PROVENANCE.md")
+    ship.set_defaults(do=_ship)
+    ship.add_argument("--profile", required=True, help="a folder in data/, for example small")
     for command in (run, member):
         command.add_argument("--profile", required=True, help="a file in notebooks/profiles/")
         command.add_argument("-p", dest="overrides", action="append", default=[], metavar="NAME=VALUE", help="override a parameter")
@@ -57,6 +60,10 @@ def _member(options: argparse.Namespace) -> None:
 def _score(options: argparse.Namespace) -> None:
     scores = scoring.load_scores(options.file)
     print(scoring.score(scores, options.queries, Store.results(options.profile), resamples=options.resamples))
+
+
+def _ship(options: argparse.Namespace) -> None:
+    print(shipping.ship(options.profile))
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -66,8 +66,9 @@ def settings(full: NDAConfig, both: NDAConfig, coarse: NDAConfig, mixes: Sequenc
     for mix in mixes:
         mixed = {t: (replace(a, weight=mix), replace(b, weight=1 - mix)) for t, (a, b) in both.scales.items()}
         yield Ablation("scale_mix", f"{mix:g}", replace(both, scales=mixed))
-    pixels = {t: (Scale(1), *scales) for t, scales in both.scales.items()}
-    larger = {t: (*scales, Scale(scales[0].patch + 4)) for t, scales in both.scales.items()}
+    third = {t: sum(scale.weight for scale in scales) / 2 for t, scales in both.scales.items()}  # the others keep their mix
+    pixels = {t: (Scale(1, weight=third[t]), *scales) for t, scales in both.scales.items()}
+    larger = {t: (*scales, Scale(scales[0].patch + 4, weight=third[t])) for t, scales in both.scales.items()}
     scales = {"1, full": full, "1, coarse": coarse, "2": both, "3, with single pixels": replace(both, scales=pixels)}
     for name, config in (scales | {"3, with a larger window": replace(both, scales=larger)}).items():
         yield Ablation("scales", name, config)
@@ -88,7 +89,7 @@ def settings(full: NDAConfig, both: NDAConfig, coarse: NDAConfig, mixes: Sequenc
 def kept_scores(config: NDAConfig, kind: str, store: Store, device: torch.device) -> Float[Tensor, "query train"]:
     """`nda_scores` of the store's queries, put together from single timesteps and scales that are computed once and kept in `parts/`."""
     queries, train, inputs = store.load(kind).to(device), store.load("train").to(device), store.sha256("train", kind)
-    total = torch.zeros(len(queries), len(train))
+    total = torch.zeros(len(queries), len(train), dtype=train.dtype)
     for timestep, scales in config.scales.items():
         weights = sum(scale.weight for scale in scales) * len(config.scales)
         for scale in (scale for scale in scales if scale.weight):

@@ -95,17 +95,45 @@ def agreement(scores: Mapping[str, Float[Tensor, "query train"]]) -> pd.DataFram
     return pd.DataFrame((torch.einsum("aqt,bqt->ab", units, units) / units.shape[1]).numpy(), names, names)
 
 
-def heat(table: pd.DataFrame, *, xlabel: str, unit: str) -> Figure:
-    """A table of numbers as colours, with the numbers in the cells; one scale around 0."""
-    figure, axes = canvas(2.6 + 0.62 * table.shape[1], 0.9 + 0.24 * len(table))
-    place, limit = axes[0, 0], max(1e-9, float(table.abs().max(axis=None)))
-    image = place.imshow(table, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto")
-    place.set_xticks(range(table.shape[1]), table.columns, rotation=45, ha="right", fontsize=8)
-    place.set_yticks(range(len(table)), table.index, fontsize=9)
-    place.set_xlabel(xlabel)
-    place.tick_params(length=0)
-    for (row, column), value in np.ndenumerate(table.to_numpy()):
-        colour = "white" if abs(value) > 0.6 * limit else INK
-        place.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=8, color=colour)
-    figure.colorbar(image, ax=place, label=unit, pad=0.02)
+def heat(tables: Mapping[str, pd.DataFrame], *, xlabel: str, unit: str) -> Figure:
+    """Tables of numbers as colours, side by side, with the numbers in the cells; one scale around 0 for all."""
+    rows, widths = max(map(len, tables.values())), [table.shape[1] for table in tables.values()]
+    figure, axes = canvas(2.4 + 0.55 * sum(widths), 1.1 + 0.24 * rows, 1, len(tables), sharey=True, width_ratios=widths)
+    limit = max(1e-9, *(float(table.abs().to_numpy().max()) for table in tables.values()))
+    for place, (title, table) in zip(axes[0], tables.items(), strict=True):
+        image = place.imshow(table, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto")
+        place.set_xticks(range(table.shape[1]), table.columns, rotation=45, ha="right", fontsize=8)
+        place.set_yticks(range(len(table)), table.index, fontsize=9)
+        place.set_xlabel(xlabel)
+        place.set_title(title, fontsize=10)
+        place.tick_params(length=0)
+        for (row, column), value in np.ndenumerate(table.to_numpy()):
+            colour = "white" if abs(value) > 0.6 * limit else INK
+            place.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=8, color=colour)
+    figure.colorbar(image, ax=axes, label=unit, pad=0.02)
+    return figure
+
+
+def settings(rows: pd.DataFrame, *, columns: int = 3) -> Figure:
+    """One panel per `ablation`: LDS on `report` with its interval against the settings, `val` full and `gen` hollow; grey, what `select`
+    says of `val`. rows: of `nda.ablations.table`."""
+    names = list(dict.fromkeys(rows["ablation"]))
+    columns = min(columns, len(names))
+    figure, axes = canvas(3.4 * columns, 2.7 * -(-len(names) // columns), -(-len(names) // columns), columns, sharey=True)
+    for place, name in zip(axes.flat, names, strict=False):
+        for kind, shift in (("val", -0.12), ("gen", 0.12)):
+            found = rows[(rows["ablation"] == name) & (rows["queries"] == kind)].reset_index()
+            where, colour = found.index + shift, METHODS["nda" if kind == "val" else "nda_coarse"].colour
+            place.vlines(where, found["low"], found["high"], color=colour, linewidth=2)
+            place.plot(where, found["report"], "o", color=colour, markersize=6, label=f"{kind}, report")
+            if kind == "val":
+                place.plot(found.index, found["select"], "_", color=INK, markersize=12, label="val, select")
+                place.set_xticks(found.index, found["setting"], fontsize=8, rotation=30 if found["setting"].str.len().max() > 5 else 0)
+        place.axhline(0, **QUIET)
+        place.set_title(name, fontsize=10)
+    for place in axes.flat[len(names) :]:
+        place.set_axis_off()
+    for row in axes:
+        row[0].set_ylabel("LDS, %")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
     return figure

@@ -19,12 +19,14 @@ def ship(profile: str) -> Path:
     Returns the page's path. Raises InputError if a notebook that makes any of it has not run yet.
     """
     store, results = Store.working(profile), Store.results(profile)
-    checkpoints = [name for name in store.names() if name.startswith("model-") and name[-2:].isdecimal()]
+    checkpoints = [name for name in store.names() if name.startswith("model-") and name.removeprefix("model-").isdecimal()]
     halved = {name: {key: value.half() for key, value in store.load(name).items()} for name in checkpoints}
     for name, value in {"model": store.load("model"), **halved, "gen": levels(store.load("gen"))}.items():
         made = store.info(name)
-        results.delete(name)
-        results.save(name, value, axes=made["axes"], parameters=made["parameters"], seconds=made["seconds"])
+        inputs = {f"{name} as it was computed": made["sha256"]}
+        if not results.matches(name, made["parameters"], inputs):
+            results.delete(name)
+            results.save(name, value, axes=made["axes"], parameters=made["parameters"], inputs=inputs, seconds=made["seconds"])
     results.write("PROVENANCE.md", provenance(profile))
     return results.folder / "PROVENANCE.md"
 
@@ -38,12 +40,12 @@ def provenance(profile: str) -> str:
     """How the results of a profile were made, in Markdown, from their sidecars."""
     results = Store.results(profile)
     made = {name: results.info(name) for name in results.names()}
-    model, losses = made["model"], {family: made[f"losses/{family}-val"] for family in ("select", "report")}
+    model, losses = results.info("model"), {family: results.info(f"losses/{family}-val") for family in ("select", "report")}
     seeds = [f"{family} models {info['parameters']['seeds']}" for family, info in losses.items()]
-    data = made["masks/report"]["parameters"]
+    data = results.info("masks/report")["parameters"]
     facts = {
-        "commands": f"`python -m nda run --profile {profile}`, then `python -m nda ship --profile {profile}`",
-        "data": f"`{data['dataset']}` at {data['size']} x {data['size']}: {data['origin']}",
+        "commands": f"`python -m nda run --profile {profile}` and `python -m nda ship --profile {profile}`, as in the book",
+        "data": f"`{Path(data['dataset']).name}` at {data['size']} x {data['size']}: {data['origin']}",
         "sha256 of the pool's pixels": data["pool_sha256"],
         "commit when this page was written": _commit(),
         "machine when this page was written": f"{_machine()}; device of the losses: {losses['report']['device']}",
@@ -53,7 +55,7 @@ def provenance(profile: str) -> str:
         "noise seeds of the losses": losses["report"]["parameters"]["noise_seeds"],
         "recipe": ", ".join(f"{name} {value}" for name, value in model["parameters"]["recipe"].items()),
     }
-    seconds = {"full model": model["seconds"], "generated queries": made["gen"]["seconds"]}
+    seconds = {"full model": model["seconds"], "generated queries": results.info("gen")["seconds"]}
     seconds |= {f"{family} models, one core each, added up": info["seconds"] for family, info in losses.items()}
     seconds["scores of all methods"] = sum(info["seconds"] or 0 for name, info in made.items() if name.startswith("effects/"))
     files = [[n, i["shape"] if i["kind"] == "tensor" else i["kind"], i["seconds"], i["written"][:16], i["sha256"]] for n, i in made.items()]

@@ -23,7 +23,7 @@ def pytest_xdist_make_scheduler(config, log):
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid):
             file = nodeid.split("::")[0]
-            return "the tiny book" if file in ("tests/test_book.py", "tests/test_notebooks.py") else file
+            return "the tiny book" if file in ("tests/test_book.py", "tests/test_lds_page.py", "tests/test_notebooks.py") else file
 
     return ByFile(config, log)
 

@@ -15,8 +15,8 @@ FLOORS = {
     2: ["diffusion", "gradients", "curvature"],
     3: ["nonparametric", "provenance", "similarity", "retrain", "references", "trak", "influence"],
     4: ["lds", "counterfactual", "methods", "products"],
-    5: ["figures", "selection", "scoring"],
-    6: ["pipeline", "curves"],
+    5: ["figures", "selection", "scoring", "ablations"],
+    6: ["pipeline", "curves", "shipping", "gradient_ablations"],
     7: ["__main__"],
 }
 FLOOR = {module: floor for floor, modules in FLOORS.items() for module in modules}

@@ -7,7 +7,7 @@ import torch
 from scipy.stats import spearmanr
 
 from nda import rng
-from nda.curves import agreement, damping_paths, first_proponents, spectra
+from nda.curves import agreement, damping_paths, first_proponents, heat, settings, spectra
 
 QUERIES, TRAIN = 5, 12
 
@@ -62,3 +62,32 @@ def test_first_proponents_are_the_highest_and_last_the_lowest():
     titles = [axes.get_title() for axes in figure.axes]
     assert titles == ["", "11", "10", "9", "0", "", "0", "1", "2", "11"]
     assert [figure.axes[i].get_ylabel() for i in (0, 5)] == ["NDA, single scale", "other"]
+
+
+def test_heat_writes_every_number_into_its_cell():
+    tables = {
+        "a": pd.DataFrame([[1.0, -2.4], [3.6, 0.0]], ["x", "y"], ["t1", "t2"]),
+        "b": pd.DataFrame([[9.0], [-9.0]], ["x", "y"], ["t1"]),
+    }
+    figure = heat(tables, xlabel="timestep", unit="LDS, %")
+    first, second = figure.axes[:2]
+    assert [text.get_text() for text in first.texts] == ["1", "-2", "4", "0"] and first.get_title() == "a"
+    assert [text.get_position() for text in first.texts] == [(0, 0), (1, 0), (0, 1), (1, 1)]
+    assert [tick.get_text() for tick in first.get_yticklabels()] == ["x", "y"]
+    assert {axes.images[0].get_clim() for axes in (first, second)} == {(-9, 9)}  # one scale
+
+
+def test_settings_show_report_with_intervals_and_select():
+    row = {"select": 5.0, "report": 4.0, "low": 1.0, "high": 6.0}
+    rows = [
+        {"ablation": name, "setting": setting, "queries": kind, **row} | ({"report": 2.0} if kind == "gen" else {})
+        for name, setting in (("top_k", "1"), ("top_k", "all"), ("borders", "zero"))
+        for kind in ("val", "gen")
+    ]
+    figure = settings(pd.DataFrame(rows), columns=2)
+    panel = figure.axes[0]
+    drawn = {line.get_label(): [float(y) for y in line.get_ydata()] for line in panel.lines if len(line.get_ydata()) == 2}
+    assert drawn["val, report"] == [4, 4] and drawn["gen, report"] == [2, 2] and drawn["val, select"] == [5, 5]
+    assert [tick.get_text() for tick in panel.get_xticklabels()] == ["1", "all"]
+    assert [axes.get_title() for axes in figure.axes] == ["top_k", "borders"]
+    assert panel.collections[0].get_segments()[0][:, 1].tolist() == [1, 6]

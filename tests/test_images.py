@@ -362,3 +362,17 @@ def test_incomplete_copy_of_torchvision(original):
     (original / CIFAR10.base_folder / "data_batch_1").unlink()
     with pytest.raises(InputError, match="NDA_DATA"):
         load("cifar10", split="train", size=8, root=original)
+
+
+def test_images_are_found_again_in_another_copy():
+    pool = load("mnist", split="train", size=16).pixels
+    wanted = torch.tensor([1500, 3, 777])
+    prints = images.fingerprints(pool[wanted])
+    assert prints.shape == (3, 32) and prints.dtype == torch.float32
+    order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(0))
+    copy = (pool + 0.05 * torch.randn(pool.shape, generator=torch.Generator().manual_seed(1)))[order]
+    found = images.locate(copy, prints)
+    assert torch.equal(order[found], wanted)
+    assert torch.equal(images.fingerprints(pool)[wanted], prints)  # of each image alone
+    with pytest.raises(InputError, match="1 of 3 images are not among the pixels, number 1 first"):
+        images.locate(copy[order != 3], prints)

@@ -91,6 +91,6 @@ def test_smoke_is_the_defaults_and_one_name_has_one_default():
             assert seen.setdefault(name, value) == value, f"{name} has two defaults"
 
 
-@pytest.mark.parametrize("name", ["smoke", "tiny", "paper"])
+@pytest.mark.parametrize("name", ["smoke", "tiny", "small", "paper"])
 def test_every_profile_is_valid(name):
     pipeline.profile(name)

@@ -212,3 +212,20 @@ def test_sidecar_is_plain_json_that_others_may_read(store):
     (store.folder / "plain").touch()
     assert {path.stat().st_mode for path in store.folder.iterdir()} == {(store.folder / "plain").stat().st_mode}
     assert json.loads((store.folder / "x.json").read_text(encoding="utf-8"))["parameters"] == {"name": "ᾱ"}
+
+
+def test_shipped_results_are_the_repositorys_wherever_the_home_is(tmp_path, monkeypatch):
+    monkeypatch.setenv("NDA_HOME", str(tmp_path))
+    assert Store.shipped("small").folder == REPOSITORY / "data/results/small" != Store.results("small").folder
+    published = Store.shipped("published").load("cifar2")
+    assert set(published["queries"]) == {"val", "gen"} and published["lds"].between(-5, 50).all()
+
+
+def test_a_page_is_written_whole_or_not_at_all(store, monkeypatch):
+    store.write("PAGE.md", "one\n")
+    store.write("PAGE.md", "two\n")
+    assert (store.folder / "PAGE.md").read_text() == "two\n"
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
+    with pytest.raises(InputError, match="No space left"):
+        store.write("PAGE.md", "three\n")
+    assert (store.folder / "PAGE.md").read_text() == "two\n" and len(list(store.folder.iterdir())) == 1

@@ -1,0 +1,381 @@
+"""Ablations of the gradient methods against explicit inverses and scipy; what is kept, and what the choice of a damping may see."""
+
+import shutil
+import weakref
+from dataclasses import replace
+from functools import cache
+
+import pandas as pd
+import pytest
+import torch
+from diffusers import UNet2DModel
+from scipy.stats import spearmanr
+
+from nda import diffusion, rng, trak
+from nda import gradient_ablations as ablations
+from nda.ablations import Truth
+from nda.checks import InputError
+from nda.gradients import Readout, features, uniform_timesteps
+from nda.projection import Projection
+from nda.store import Store
+
+READOUT = Readout("loss", uniform_timesteps(4), noise_seed=5)
+SETTINGS = {"ks": [2, 4], "dims": [16, 64], "shares": [0.25, 1.0]}
+FEW = {"ks": [2], "dims": [16], "shares": [0.25]}
+TRAIN, SUBSETS, DAS = 12, 10, "DAS as released"
+COUNTS = {"train": TRAIN, "val": 8, "gen": 5}
+HALF = {("select", "val"): [0, 2, 4, 6], ("report", "val"): [1, 3, 5, 7], ("select", "gen"): range(5), ("report", "gen"): range(5)}
+
+
+def draw(name, *shape):
+    return torch.rand(*shape, generator=rng.generator("gradient ablations", name)) * 2 - 1
+
+
+def build(name):
+    with rng.seeded(name):
+        return UNet2DModel(
+            sample_size=4, in_channels=1, out_channels=1, block_out_channels=(4,), layers_per_block=1, norm_num_groups=2,
+            down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), add_attention=False,
+        ).eval()  # fmt: skip
+
+
+def fill(folder):
+    """A working store with images and a results store with masks and losses of random subsets."""
+    store, results = Store(folder / "data"), Store(folder / "results")
+    for kind, count in COUNTS.items():
+        store.save(kind, draw(kind, count, 1, 4, 4), axes="image chan row col")
+    for family in ("select", "report"):
+        results.save(f"masks/{family}", draw(family, SUBSETS, TRAIN) > 0, axes="subset train")
+        for kind in ("val", "gen"):
+            losses = draw(f"{family} {kind}", SUBSETS, 2, COUNTS[kind], 3)
+            results.save(f"losses/{family}-{kind}", losses, axes="subset seed query group")
+    return store, results
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """The table, and the folder with all that it was computed from and all that was kept."""
+    folder = tmp_path_factory.mktemp("gradient ablations")
+    store, results = fill(folder)
+    return folder, ablations.table(build("a"), READOUT, **SETTINGS, store=store, results=results)
+
+
+@pytest.fixture
+def world(home, tmp_path):
+    """A copy of that folder, to be changed."""
+    shutil.copytree(home[0], tmp_path, dirs_exist_ok=True)
+    return Store(tmp_path / "data"), Store(tmp_path / "results")
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The readouts whose features are made from now on."""
+    made = []
+    monkeypatch.setattr(ablations, "features", lambda *a, **k: made.append(a[2]) or features(*a, **k))
+    return made
+
+
+# ---- the same by hand
+
+
+def mean_spearman(scores, kind, family, results, centred=False):
+    """In percent, by scipy, one query after the other."""
+    masks, part = results.load(f"masks/{family}").double(), list(HALF[family, kind])
+    losses = results.load(f"losses/{family}-{kind}").double().mean((1, 3))[:, part]
+    effects = masks @ scores[part].T
+    if centred:
+        effects, losses = (values - values.mean(1, keepdim=True) for values in (effects, losses))
+    return 100 * sum(spearmanr(e, -truth).statistic for e, truth in zip(effects.T, losses.T, strict=True)) / len(part)
+
+
+@cache
+def gradients(readout):
+    return {kind: features(build("a"), draw(kind, n, 1, 4, 4), readout).double() for kind, n in COUNTS.items()}
+
+
+def solved(readout, damping, projection=None):
+    """ψᵀ (ΦᵀΦ + λI)⁻¹ φ with an explicit inverse, in the space of the features if they are projected, else in that of the train images."""
+    made = {kind: projection(values) if projection else values for kind, values in gradients(readout).items()}
+    phi = made["train"]
+    space = phi.T if projection else phi
+    ridge = damping * phi.square().sum(1).mean() * torch.eye(len(space), dtype=torch.float64)
+    inverse = torch.linalg.inv(space @ space.T + ridge)
+    return {kind: made[kind] @ inverse @ phi.T if projection else made[kind] @ phi.T @ inverse for kind in ("val", "gen")}
+
+
+def by_hand(results, readout, projection=None, times=lambda scores, kind: scores):
+    """Both rows of a variant: its dampings, tried one after the other, the first that is best on `select`, and the LDS there."""
+    tried = {}
+    for damping in trak.DAMPINGS:
+        scores = solved(readout, damping, projection)
+        tried[damping] = {kind: times(values, kind) for kind, values in scores.items()}
+    selected = {damping: mean_spearman(scores["val"], "val", "select", results) for damping, scores in tried.items()}
+    best = next(damping for damping, value in selected.items() if value > max(selected.values()) - 1e-9)
+    columns = {"select": ("select", False), "select_centred": ("select", True)}
+    columns |= {"report": ("report", False), "report_centred": ("report", True)}
+    return best, {
+        kind: {name: mean_spearman(scores, kind, family, results, c) for name, (family, c) in columns.items()}
+        for kind, scores in tried[best].items()
+    }
+
+
+def row(table, ablation, setting, kind):
+    found = table[(table["ablation"] == ablation) & (table["setting"] == setting) & (table["queries"] == kind)]
+    assert len(found) == 1
+    return found.iloc[0]
+
+
+def assert_rows(table, ablation, setting, expected):
+    for kind, columns in expected.items():
+        found = row(table, ablation, setting, kind)
+        assert {name: found[name] for name in columns} == pytest.approx(columns, abs=1e-6), (ablation, setting, kind)
+        assert found["low"] <= found["report"] <= found["high"] and found["low_centred"] <= found["high_centred"]
+
+
+@pytest.mark.parametrize(
+    ("ablation", "setting", "output", "timesteps", "projection"),
+    [
+        ("K, TRAK", "2", "loss", (0, 500), None),
+        ("K, D-TRAK", "2", "output_norm", (0, 500), None),
+        ("projection, TRAK", "16", "loss", (0, 250, 500, 750), Projection(16)),
+        ("projection, D-TRAK", "64", "output_norm", (0, 250, 500, 750), Projection(64)),
+        ("projection, D-TRAK", "none", "output_norm", (0, 250, 500, 750), None),
+    ],
+)
+def test_rows_are_those_of_an_explicit_inverse(home, ablation, setting, output, timesteps, projection):
+    readout = Readout(output, timesteps, noise_seed=5)
+    assert_rows(home[1], ablation, setting, by_hand(Store(home[0] / "results"), readout, projection)[1])
+
+
+@pytest.mark.parametrize(
+    ("ablation", "setting", "changed"),
+    [
+        (f"K, {DAS}", "2", {"timesteps": (0, 500)}),
+        (f"length one, {DAS}", "no", {"unit_norm": False}),
+        (f"up-blocks only, {DAS}", "up-blocks", {"parts": ("up_blocks",)}),
+    ],
+)
+def test_das_has_gradients_of_length_one_and_the_residual_of_its_timesteps(home, ablation, setting, changed):
+    readout = replace(READOUT, **{"model_output": "output_mean", "unit_norm": True} | changed)
+    errors = diffusion.denoising_losses(build("a"), draw("train", TRAIN, 1, 4, 4), timesteps=readout.timesteps).double()
+    residual = (errors.sqrt() / errors.sum(1, keepdim=True).sqrt()).mean(1)
+    expected = by_hand(Store(home[0] / "results"), readout, times=lambda scores, kind: scores * residual)[1]
+    assert_rows(home[1], ablation, setting, expected)
+
+
+@pytest.mark.parametrize(("method", "output"), [("TRAK", "loss"), ("D-TRAK", "output_norm")])
+def test_only_the_nearest_in_pixels_are_scored(home, method, output):
+    train, near = draw("train", TRAIN, 1, 4, 4).flatten(1).double(), {}
+    for kind in ("val", "gen"):
+        near[kind] = torch.zeros(COUNTS[kind], TRAIN)
+        for q, query in enumerate(draw(kind, COUNTS[kind], 1, 4, 4).flatten(1).double()):
+            cosines = [(query @ image / query.norm() / image.norm()).item() for image in train]
+            near[kind][q, sorted(range(TRAIN), key=lambda i: -cosines[i])[:3]] = 1  # a quarter of 12
+    readout = replace(READOUT, model_output=output)
+    expected = by_hand(Store(home[0] / "results"), readout, times=lambda scores, kind: scores * near[kind])[1]
+    assert_rows(home[1], f"candidates, {method}", "0.25", expected)
+    assert row(home[1], f"candidates, {method}", "0.25", "val")["report"] != row(home[1], f"candidates, {method}", "1", "val")["report"]
+
+
+def test_a_candidate_set_has_at_least_one_image_and_the_first_of_equals():
+    train = torch.ones(4, 1, 2, 2)
+    assert ablations.candidates(train[:1], train, 0.01).tolist() == [[True, False, False, False]]
+    assert ablations.candidates(train[:1], train, 0.5).tolist() == [[True, True, False, False]]
+
+
+# ---- the table
+
+
+def test_every_setting_is_there_once_for_each_kind(home):
+    expected = []
+    for method in ("TRAK", "D-TRAK", DAS):
+        expected += [(f"K, {method}", k) for k in ("2", "4")]
+    for method in ("TRAK", "D-TRAK"):
+        expected += [(f"projection, {method}", size) for size in ("16", "64", "none")]
+    for method in ("TRAK", "D-TRAK", DAS):
+        expected += [(f"up-blocks only, {method}", part) for part in ("all", "up-blocks")]
+    expected += [(f"length one, {DAS}", yes) for yes in ("no", "yes")]
+    for method in ("TRAK", "D-TRAK"):
+        expected += [(f"candidates, {method}", share) for share in ("0.25", "1")]
+    table = home[1]
+    assert list(zip(table["ablation"], table["setting"], table["queries"], strict=True)) == [
+        (*setting, kind) for setting in expected for kind in ("val", "gen")
+    ]
+
+
+def test_columns_are_those_of_the_other_ablations(home):
+    truth = Truth("val", Store(home[0] / "results")).rows(draw("scores", COUNTS["val"], TRAIN))
+    assert list(home[1]) == ["ablation", "setting", "queries", *truth]
+    assert home[1][list(truth)].notna().all(axis=None)
+
+
+@pytest.mark.parametrize(
+    ("method", "alike"),
+    [
+        ("TRAK", [("K", "4"), ("projection", "none"), ("up-blocks only", "all"), ("candidates", "1")]),
+        ("D-TRAK", [("K", "4"), ("projection", "none"), ("up-blocks only", "all"), ("candidates", "1")]),
+        (DAS, [("K", "4"), ("up-blocks only", "all"), ("length one", "yes")]),
+    ],
+)
+def test_the_setting_that_changes_nothing_is_the_same_everywhere(home, method, alike):
+    for kind in ("val", "gen"):
+        rows = [row(home[1], f"{name}, {method}", setting, kind).drop(["ablation", "setting"]) for name, setting in alike]
+        assert all(other.equals(rows[0]) for other in rows[1:])
+
+
+def test_a_profiles_projection_is_in_every_variant_but_those_of_other_sizes():
+    base = Projection(16)
+    for name, setting, variant in ablations.variants(READOUT, base, **SETTINGS):
+        assert variant.projection == (Projection(64) if setting == "64" else base), name
+    sizes = [setting for name, setting, _ in ablations.variants(READOUT, base, **SETTINGS) if name == "projection, TRAK"]
+    assert sizes == ["16", "64"]
+
+
+# ---- what the choice of a damping sees
+
+
+def choices(store, results):
+    """The damping of every variant."""
+    found = {}
+    for name, setting, variant in ablations.variants(READOUT, **SETTINGS):
+        products = ablations.inner_products(build("a"), variant.readout, [variant.projection], store)[variant.projection]
+        images = {kind: store.load(kind) for kind in COUNTS}
+        near = {kind: ablations.candidates(images[kind], images["train"], variant.share) for kind in ("val", "gen")}
+        found[name, setting] = ablations.tuned_scores(products, near, results)[0]
+    return found
+
+
+def replaced(results, *names):
+    for name in names:
+        old = results.load(name)
+        results.save(name, draw(f"another {name}", *old.shape), axes=results.info(name)["axes"])
+
+
+def test_the_damping_never_sees_the_report(home, world):
+    store, results = world
+    before = choices(store, results)
+    assert len(set(before.values())) > 3
+    replaced(results, "losses/report-val", "losses/report-gen")
+    table = ablations.table(build("a"), READOUT, **SETTINGS, store=store, results=results)
+    assert choices(store, results) == before
+    for column in ("select", "select_centred"):
+        assert table[column].equals(home[1][column])
+    assert not (table["report"] == home[1]["report"]).any()
+
+
+def test_the_damping_sees_the_choosing_half_of_the_queries_alone(world):
+    store, results = world
+    before = choices(store, results)
+    losses = results.load("losses/select-val")
+    losses[:, :, 1::2] = draw("another half", *losses[:, :, 1::2].shape)
+    results.save("losses/select-val", losses, axes="subset seed query group")
+    assert choices(store, results) == before
+    replaced(results, "losses/select-val")
+    assert choices(store, results) != before
+
+
+def test_gen_has_the_damping_of_val(home):
+    results, table, other = Store(home[0] / "results"), home[1], []
+    for k, timesteps in (("2", (0, 500)), ("4", READOUT.timesteps)):
+        for method, output in (("TRAK", "loss"), ("D-TRAK", "output_norm")):
+            readout = replace(READOUT, model_output=output, timesteps=timesteps)
+            best, _ = by_hand(results, readout)
+            chosen = mean_spearman(solved(readout, best)["gen"], "gen", "select", results)
+            oracle = max(mean_spearman(solved(readout, damping)["gen"], "gen", "select", results) for damping in trak.DAMPINGS)
+            assert row(table, f"K, {method}", k, "gen")["select"] == pytest.approx(chosen, abs=1e-6)
+            other.append(oracle > chosen + 1)
+    assert any(other)
+
+
+# ---- what is kept
+
+
+def test_a_second_run_makes_no_features(home, world, calls):
+    store, results = world
+    again = ablations.table(build("a"), READOUT, **SETTINGS, store=store, results=results)
+    assert not calls
+    pd.testing.assert_frame_equal(again, home[1])
+
+
+def test_each_readout_is_passed_once_whatever_is_projected(tmp_path, calls):
+    store, results = fill(tmp_path)
+    ablations.table(build("a"), READOUT, **FEW, store=store, results=results)
+    readouts = {variant.readout for _, _, variant in ablations.variants(READOUT, **FEW)}
+    assert len(calls) == 3 * len(readouts) and set(calls) == readouts
+
+
+def test_only_what_is_missing_is_made(home, world, calls):
+    store, results = world
+    store.delete("parts/gradients/loss-k4-d16")
+    store.delete("parts/gradients/output_mean-k2-unit")
+    again = ablations.table(build("a"), READOUT, **SETTINGS, store=store, results=results)
+    unit = Readout("output_mean", (0, 500), noise_seed=5, unit_norm=True)
+    assert calls == [READOUT] * 3 + [unit] * 3 or calls == [unit] * 3 + [READOUT] * 3
+    pd.testing.assert_frame_equal(again, home[1])
+
+
+@pytest.mark.parametrize("change", [None, "weights", "train", "val", "gen", "noise"])
+def test_nothing_is_reused_after_a_change(world, calls, change):
+    store, _ = world
+    projections = [None, Projection(16)]
+    before = ablations.inner_products(build("a"), READOUT, projections, store)
+    if change in COUNTS:
+        store.save(change, draw(f"another {change}", COUNTS[change], 1, 4, 4), axes="image chan row col")
+    model, readout = build("b" if change == "weights" else "a"), replace(READOUT, noise_seed=6 if change == "noise" else 5)
+    found = ablations.inner_products(model, readout, projections, store)
+    assert len(calls) == (3 if change else 0)
+    for p in projections:
+        made = {kind: features(model, store.load(kind), readout, projection=p) for kind in COUNTS}
+        for kind in COUNTS:
+            torch.testing.assert_close(found[p][kind], trak.gram(made[kind], made["train"]), rtol=1e-5, atol=1e-9)
+            same = change is None or (change in ("val", "gen") and kind != change)
+            assert torch.equal(found[p][kind], before[p][kind]) == same
+    again = ablations.inner_products(model, readout, projections, store)
+    assert len(calls) == (3 if change else 0)
+    assert all(torch.equal(again[p][kind], found[p][kind]) for p in projections for kind in COUNTS)
+
+
+def test_a_changed_model_makes_another_table(home, world, calls):
+    store, results = world
+    again = ablations.table(build("b"), READOUT, **FEW, store=store, results=results)
+    both = again.merge(home[1], on=["ablation", "setting", "queries"], suffixes=("", "_before"), validate="one_to_one")
+    assert len(calls) == 3 * 10 and len(both) == len(again)
+    assert (both["report"] != both["report_before"]).mean() > 0.9
+
+
+def test_at_most_the_train_features_are_held_when_others_are_made(tmp_path, monkeypatch):
+    store, results = fill(tmp_path)
+    made, held = [], []
+
+    def watched(model, images, readout, **options):
+        held.append((len(images), sum(one() is not None for one in made)))
+        own = features(model, images, readout, **options)
+        made.append(weakref.ref(own.untyped_storage()))
+        return own
+
+    monkeypatch.setattr(ablations, "features", watched)
+    ablations.table(build("a"), READOUT, **FEW, store=store, results=results)
+    assert set(held) == {(TRAIN, 0), (COUNTS["val"], 1), (COUNTS["gen"], 1)}
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"shares": [0.5, 0]}, "shares of candidates must be above 0 and at most 1, not 0"),
+        ({"shares": [1.5]}, "not 1.5"),
+        ({"ks": [3]}, "must divide 1000"),
+        ({"dims": [0]}, "dim must be a positive integer"),
+    ],
+)
+def test_bad_settings_are_found_before_anything_is_computed(tmp_path, calls, changed, reason):
+    store, results = fill(tmp_path)
+    with pytest.raises(InputError, match=reason):
+        ablations.table(build("a"), READOUT, **SETTINGS | changed, store=store, results=results)
+    assert not calls
+
+
+def test_missing_images_name_their_notebook(tmp_path):
+    store, results = fill(tmp_path)
+    store.delete("gen")
+    with pytest.raises(InputError, match="run notebook 02_diffusion_model first"):
+        ablations.table(build("a"), READOUT, **SETTINGS, store=store, results=results)
