@@ -69,8 +69,8 @@ def settings(full: NDAConfig, both: NDAConfig, coarse: NDAConfig, mixes: Sequenc
     third = {t: sum(scale.weight for scale in scales) / 2 for t, scales in both.scales.items()}  # the others keep their mix
     pixels = {t: (Scale(1, weight=third[t]), *scales) for t, scales in both.scales.items()}
     larger = {t: (*scales, Scale(scales[0].patch + 4, weight=third[t])) for t, scales in both.scales.items()}
-    scales = {"1, full": full, "1, coarse": coarse, "2": both, "3, with single pixels": replace(both, scales=pixels)}
-    for name, config in (scales | {"3, with a larger window": replace(both, scales=larger)}).items():
+    scales = {"full": full, "coarse": coarse, "both": both, "+ pixels": replace(both, scales=pixels)}
+    for name, config in (scales | {"+ larger": replace(both, scales=larger)}).items():
         yield Ablation("scales", name, config)
     for top_k in (1, 3, 10, 30, 100, None):
         yield Ablation("top_k", "all" if top_k is None else str(top_k), replace(full, top_k=top_k))

@@ -129,6 +129,7 @@ def settings(rows: pd.DataFrame, *, columns: int = 3) -> Figure:
             if kind == "val":
                 place.plot(found.index, found["select"], "_", color=INK, markersize=12, label="val, select")
                 place.set_xticks(found.index, found["setting"], fontsize=8, rotation=30 if found["setting"].str.len().max() > 5 else 0)
+                place.set_xlim(-0.6, len(found) - 0.4)
         place.axhline(0, **QUIET)
         place.set_title(name, fontsize=10)
     for place in axes.flat[len(names) :]:

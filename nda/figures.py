@@ -237,8 +237,9 @@ def table(tables: Mapping[str, pd.DataFrame], ceilings: Mapping[str, Sequence[fl
             "gain, %": values["gain"].map("{:+.1f}".format),
             "95 % interval of gain": brackets(values["gain_low"], values["gain_high"]),
         }
-        block = pd.DataFrame(columns).set_axis([label(method) for method in values["method"]])
         ceiling, low, high = ceilings[name]
+        columns["of ceiling, %"] = (100 * values["lds"] / ceiling).map("{:.0f}".format) if ceiling > 0 else ""
+        block = pd.DataFrame(columns).set_axis([label(method) for method in values["method"]])
         last = {"LDS, %": f"{ceiling:.1f}", "95 % interval": f"[{low:.1f}, {high:.1f}]"}
         blocks[name] = pd.concat([block, pd.DataFrame(last, index=["Seed ceiling"])]).fillna("")
     return pd.concat(blocks)

@@ -62,7 +62,7 @@ def provenance(profile: str) -> str:
     parts = [
         f"# Provenance of `{profile}`\n\nWritten by `python -m nda ship` from the sidecars of the files; do not edit.",
         _table(["what", "how"], list(facts.items())),
-        _table(["stage", "seconds"], [[stage, f"{took:,.0f}"] for stage, took in seconds.items()]),
+        _table(["stage", "seconds"], [[stage, "not measured" if took is None else f"{took:,.0f}"] for stage, took in seconds.items()]),
         _table(["file", "shape", "seconds", "written, UTC", "sha256"], files),
     ]
     return "\n\n".join(parts) + "\n"

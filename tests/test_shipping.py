@@ -1,0 +1,185 @@
+"""A small made-up profile is shipped: what is copied, with what precision, and what its page says."""
+
+import hashlib
+import re
+
+import pytest
+import torch
+
+from nda import rng
+from nda.__main__ import main
+from nda.checks import InputError
+from nda.shipping import levels, ship
+from nda.store import Store
+
+RECIPE = {"unet": {"block_out_channels": [8, 8]}, "epochs": 4, "lr": 0.001}
+CHECKPOINTS = ["model-5", "model-25", "model-50"]
+SHIPPED = ["gen", "model", *CHECKPOINTS]
+
+
+def weights(name):
+    source = rng.generator("shipping", name)
+    return {"conv.weight": torch.randn(4, 3, generator=source), "conv.bias": torch.randn(4, generator=source)}
+
+
+def pixels():
+    """Every level of an image file, as `nda.diffusion.sample` makes them."""
+    return torch.arange(256).reshape(4, 1, 8, 8).float() / 127.5 - 1
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """NDA_HOME with all that the pipeline of a profile leaves behind; the data set was a folder."""
+    monkeypatch.setenv("NDA_HOME", str(tmp_path))
+    store, results = Store.working("made-up"), Store.results("made-up")
+    made = {"recipe": RECIPE, "train_seed": 7, "data": "0" * 64}
+    for name in ("model", *CHECKPOINTS):
+        store.save(name, weights(name), parameters=made, seconds=1234.5)
+    store.save("model-loss", torch.rand(5), axes="step", parameters=made)
+    store.save("model-state", weights("state"), parameters=made)
+    store.save("gen", pixels(), axes="image chan row col", parameters={"n_gen": 4}, inputs=store.sha256("model"), seconds=6.0)
+    data = {"dataset": str(tmp_path / "faces"), "size": 8, "origin": "image folder faces", "pool_sha256": "f00d"}
+    for family, seeds, took in (("select", [0], 4321.0), ("report", [0, 1], 98765.4)):
+        results.save(f"masks/{family}", torch.eye(3) > 0, axes="subset train", parameters=data | {"family": family})
+        settings = {"timesteps": [10, 500], "noise_seeds": [3], "seeds": seeds}
+        for kind in ("val", "gen"):
+            inputs = results.sha256(f"masks/{family}")
+            losses = torch.rand(3, len(seeds), 4, 2)
+            results.save(
+                f"losses/{family}-{kind}", losses, axes="subset seed query group", parameters=settings, inputs=inputs, seconds=took
+            )
+    for method, took in (("nda", 11.0), ("trak", 22.0), ("random", None)):
+        results.save(f"effects/{method}-val", torch.rand(3, 4), axes="subset query", inputs=results.sha256("masks/report"), seconds=took)
+    return tmp_path
+
+
+def files(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_the_model_is_exact_and_its_checkpoints_have_16_bits(home):
+    page = ship("made-up")
+    results = Store.results("made-up")
+    assert page == home / "data/results/made-up/PROVENANCE.md"
+    assert [name for name in results.names() if "/" not in name] == sorted(SHIPPED)  # no loss curve, no state of a training
+    for name in ("model", *CHECKPOINTS):
+        found = results.load(name)
+        assert found.keys() == weights(name).keys()
+        for key, value in weights(name).items():
+            assert found[key].dtype == (torch.float32 if name == "model" else torch.float16)
+            assert torch.equal(found[key], value if name == "model" else value.half())
+        assert results.info(name)["parameters"]["recipe"] == RECIPE and results.info(name)["seconds"] == 1234.5
+
+
+def test_generated_queries_are_exact_in_a_byte_per_pixel(home):
+    ship("made-up")
+    found = Store.results("made-up").load("gen", "image chan row col")
+    assert found.dtype == torch.uint8 and found.flatten().tolist() == list(range(256))
+    assert torch.equal(found / 127.5 - 1, pixels())
+
+
+def test_levels_of_pixels_that_are_a_little_off():
+    assert levels(torch.tensor([-1.0, -0.9999, 0.9999, 1.0, 0.0039])).tolist() == [0, 0, 255, 255, 128]
+
+
+def test_everything_shipped_can_be_loaded_with_all_else(home):
+    """A result that was computed from the working `gen` or `model` is not stale beside the shipped ones."""
+    ship("made-up")
+    results = Store.results("made-up")
+    for name in results.names():
+        results.load(name)
+
+
+def test_the_page_names_every_file_with_its_sha256(home):
+    page = ship("made-up").read_text()
+    folder = home / "data/results/made-up"
+    payloads = {path for path in folder.rglob("*") if path.suffix in (".safetensors", ".csv")}
+    assert len(payloads) == len(SHIPPED) + 2 + 4 + 3
+    rows = dict(re.findall(r"^\| (\S+) \| .* \| (\w{64}) \|$", page, re.M))
+    digests = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in payloads}
+    assert rows == {path.relative_to(folder).with_suffix("").as_posix(): sha256 for path, sha256 in digests.items()}
+
+
+def test_the_page_says_how_it_was_made(home):
+    page = ship("made-up").read_text()
+    expected = [
+        "| data | `faces` at 8 x 8: image folder faces |",
+        "| sha256 of the pool's pixels | f00d |",
+        "| train seeds | full model 7, select models [0], report models [0, 1] |",
+        "| timesteps of the losses | 10, 500 |",
+        "| noise seeds of the losses | [3] |",
+        "epochs 4, lr 0.001",
+        f"torch {torch.__version__.split('+')[0]}",
+        "| full model | 1,234 |",
+        "| generated queries | 6 |",
+        "| select models, one core each, added up | 4,321 |",
+        "| report models, one core each, added up | 98,765 |",
+        "| scores of all methods | 33 |",
+    ]
+    for line in expected:
+        assert line in page, line
+    assert re.search(r"^\| commit when this page was written \| ([0-9a-f]{40}|unknown) \|$", page, re.M)
+
+
+def test_the_page_has_no_path_of_this_machine(home):
+    page = ship("made-up").read_text()
+    assert str(home) not in page and not re.search(r"(?<![\w.>)])/\w+/", page)
+
+
+def test_twice_gives_the_same_files(home, monkeypatch):
+    ship("made-up")
+    before = files(home)
+    monkeypatch.setattr("nda.store.datetime", Later)
+    ship("made-up")
+    assert files(home) == before
+
+
+class Later:
+    @staticmethod
+    def now(_):
+        from datetime import UTC, datetime, timedelta
+
+        return datetime.now(UTC) + timedelta(days=1)
+
+
+@pytest.mark.parametrize("name", ["model", "model-25", "gen"])
+def test_what_was_computed_anew_is_shipped_anew(home, name):
+    ship("made-up")
+    store, results = Store.working("made-up"), Store.results("made-up")
+    info, before = store.info(name), results.info(name)["sha256"]
+    value = {key: tensor + 1 for key, tensor in store.load(name).items()} if name != "gen" else pixels().flip(0)
+    if name == "model":
+        store.delete("gen")  # it was sampled from the old one
+        store.save("gen", pixels(), axes="image chan row col", parameters={"n_gen": 4})
+    store.save(name, value, axes=info["axes"], parameters=info["parameters"])
+    page = ship("made-up").read_text()
+    assert before not in page and results.info(name)["sha256"] in page
+    stage = {"model": "full model", "gen": "generated queries"}
+    assert name not in stage or f"| {stage[name]} | not measured |" in page
+    if name != "gen":
+        assert torch.allclose(results.load(name)["conv.bias"].float(), weights(name)["conv.bias"] + 1, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("missing", "reason"),
+    [
+        ("model", "model is missing in .*: run notebook 02_diffusion_model first"),
+        ("gen", "gen is missing in .*: run notebook 02_diffusion_model first"),
+        ("losses/report-val", "losses/report-val is missing in .*: run notebook 03_subset_models first"),
+        ("masks/report", "masks/report is missing in .*: run notebook 01_data first"),
+    ],
+)
+def test_what_is_missing_names_its_notebook(home, missing, reason):
+    (Store.results if "/" in missing else Store.working)("made-up").delete(missing)
+    with pytest.raises(InputError, match=reason):
+        ship("made-up")
+    assert not (home / "data/results/made-up/PROVENANCE.md").exists()
+
+
+def test_the_command_prints_the_path_of_the_page(home, capsys):
+    assert main(["ship", "--profile", "made-up"]) == 0
+    assert capsys.readouterr().out == f"{home / 'data/results/made-up/PROVENANCE.md'}\n"
+    assert main(["ship", "--profile", "nope"]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("nda: model is missing in ") and message.count("\n") == 1
+    assert not (home / "data/results/nope").exists()
