@@ -1,5 +1,6 @@
 """Run many independent tasks: skip what is done, survive a killed worker, show progress."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -29,7 +30,7 @@ def run(
     how many tasks ran. `backend="dask"` sends the tasks to the current dask cluster.
     """
     todo = [task for task in tasks if not done(task)]
-    total = len(todo)
+    total, asked = len(todo), os.getpid() if backend == "loky" else 0
     jobs = max(1, min(workers, len(tasks)))  # not len(todo): the last task of many must not run, and be killed, in this process
     for attempt in range(retries + 1):
         if not todo:
@@ -37,7 +38,9 @@ def run(
         try:
             with tqdm(total=len(tasks), initial=len(tasks) - len(todo), desc=label, unit="task") as bar:
                 with joblib.parallel_config(backend=backend, n_jobs=jobs):
-                    for _ in joblib.Parallel(return_as="generator_unordered")(joblib.delayed(_alone)(function, task) for task in todo):
+                    for _ in joblib.Parallel(return_as="generator_unordered")(
+                        joblib.delayed(_alone)(function, task, asked) for task in todo
+                    ):
                         bar.update()
             return total
         except TerminatedWorkerError:
@@ -58,6 +61,8 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _alone(function: Callable[[Task], Any], task: Task) -> Any:
+def _alone(function: Callable[[Task], Any], task: Task, asked: int) -> Any:
+    if asked and asked not in (os.getpid(), os.getppid()):
+        os._exit(1)  # who asked was killed, and its successor may be at the same tasks already
     with one_thread():
         return function(task)

@@ -2,6 +2,9 @@
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -29,6 +32,12 @@ def killed_once(folder: Path, task: int) -> None:
 def fail(task: int) -> None:
     """A task with a bug."""
     raise ZeroDivisionError(task)
+
+
+def slow(folder: Path, task: int) -> None:
+    """As `write`, after a while."""
+    time.sleep(0.3)
+    write(folder, task)
 
 
 def done(folder: Path, task: int) -> bool:
@@ -59,6 +68,24 @@ def test_killed_worker_is_replaced(tmp_path):
     (tmp_path / "1").unlink()  # a single task that is left of many is not run in this process either
     assert fanout.run(partial(killed_once, tmp_path), range(5), done=partial(done, tmp_path), workers=2) == 1
     assert str(os.getpid()) not in (tmp_path / "1").read_text()
+
+
+def test_workers_stop_when_who_asked_is_killed(tmp_path):
+    code = (
+        "import sys, pathlib, functools; from nda import fanout; from tests.test_fanout import slow, done; p = pathlib.Path(sys.argv[1]); "
+    )
+    code += "fanout.run(functools.partial(slow, p), range(40), done=functools.partial(done, p), workers=2)"
+    asking = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=Path(__file__).parent.parent)
+    try:
+        while not list(tmp_path.iterdir()):
+            assert asking.poll() is None
+            time.sleep(0.02)
+    finally:
+        asking.kill()
+        asking.wait()
+    finished = len(list(tmp_path.iterdir()))
+    time.sleep(2)
+    assert len(list(tmp_path.iterdir())) <= finished + 2 < 40  # the tasks in hand
 
 
 def test_one_thread_inside_and_as_before_after_an_error(monkeypatch):
