@@ -50,6 +50,7 @@ CONFIGS = {
     "coarse": COARSE,
     "two scales": TWO,
     "three scales": replace(TWO, scales={100: (Scale(1, weight=3.0), *TWO.scales[100]), 400: (Scale(3),)}),
+    "one side at both scales": replace(SINGLE, scales={100: (Scale(4), Scale(4, coarse=True))}),
     "two draws": replace(TWO, draws=2, noise_seed=3),
     "no draws": replace(SINGLE, draws=0, temperature=0.3),
     "zero weight": replace(TWO, scales={100: (Scale(3, weight=0.0), Scale(4, True, 2.0)), 400: (Scale(4), Scale(6, True, 0.0))}),
@@ -74,10 +75,13 @@ def test_parts_are_computed_once_for_all_configurations(stores, calls):
     for config in (TWO, SINGLE, COARSE, CONFIGS["zero weight"]):
         kept_scores(config, "val", store, CPU)
     assert len(calls) == 4
-    kept_scores(TWO, "gen", store, CPU)
+    for kind in ("gen", "val"):
+        kept_scores(TWO, kind, store, CPU)
     assert len(calls) == 8
     kept_scores(replace(SINGLE, top_k=2), "val", store, CPU)
     assert len(calls) == 10 and all(config.top_k == 2 for config in calls[8:])
+    kept_scores(replace(CONFIGS["zero weight"], top_k=3), "val", store, CPU)
+    assert len(calls) == 12  # what has no weight is not computed
 
 
 @pytest.mark.parametrize("changed", ["train", "val"])
