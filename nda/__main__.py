@@ -21,7 +21,7 @@ def parser() -> argparse.ArgumentParser:
     run.set_defaults(do=_run)
     which = run.add_mutually_exclusive_group()
     which.add_argument("--from", dest="start", metavar="NN", help="first notebook, for example 03")
-    which.add_argument("--only", metavar="NN", help="this notebook alone")
+    which.add_argument("--only", nargs="+", default=(), metavar="NN", help="these notebooks alone")
     member = commands.add_parser("member", help="retrain subset models: one task, or all that are missing")
     member.set_defaults(do=_member)
     member.add_argument("--task", type=int, metavar="K", help="number of the task, for job arrays; default: all")

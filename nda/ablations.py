@@ -17,24 +17,18 @@ from nda.store import Store
 from nda.subsets import CHOOSE, REPORT
 
 
-@dataclass(frozen=True)
-class Truth:
-    """What scores of one kind of queries ("val" or "gen") are held against: the losses and masks of both families."""
-
-    queries: str
-    results: Store
-
-    def rows(self, scores: Float[Tensor, "query train"], *, resamples: int = 1000) -> dict[str, float]:
-        """In percent: `select` and `report`, plain and centred, each on its half of the validation queries, `report` with its interval."""
-        row: dict[str, float] = {}
-        for family, part in (("select", CHOOSE if self.queries == "val" else slice(None)), ("report", REPORT[self.queries])):
-            losses = self.results.load(f"losses/{family}-{self.queries}", "subset seed query group")[:, :, part].double().mean((1, 3))
-            effects = lds.group_effects(scores[part], self.results.load(f"masks/{family}", "subset train"))
-            for kind, (e, truth) in {"": (effects, losses), "_centred": (lds.centre(effects), lds.centre(losses))}.items():
-                row[family + kind] = lds.lds(e, truth).mean().item()
-                if family == "report":
-                    row["low" + kind], row["high" + kind] = lds.interval(lds.bootstrap({"": e}, truth, resamples=resamples)[""])
-        return {name: 100 * value for name, value in row.items()}
+def lds_row(scores: Float[Tensor, "query train"], queries: str, results: Store, *, resamples: int = 1000) -> dict[str, float]:
+    """LDS in percent of all "val" or "gen" `queries` on `select` and `report`, plain and centred, each on its half of the validation
+    queries; `report` with its interval."""
+    row: dict[str, float] = {}
+    for family, part in (("select", CHOOSE if queries == "val" else slice(None)), ("report", REPORT[queries])):
+        losses = results.load(f"losses/{family}-{queries}", "subset seed query group")[:, :, part].double().mean((1, 3))
+        effects = lds.group_effects(scores[part], results.load(f"masks/{family}", "subset train"))
+        for kind, (e, truth) in {"": (effects, losses), "_centred": (lds.centre(effects), lds.centre(losses))}.items():
+            row[family + kind] = lds.lds(e, truth).mean().item()
+            if family == "report":
+                row["low" + kind], row["high" + kind] = lds.interval(lds.bootstrap({"": e}, truth, resamples=resamples)[""])
+    return {name: 100 * value for name, value in row.items()}
 
 
 @dataclass(frozen=True)
@@ -55,13 +49,23 @@ def windows(base: NDAConfig, timesteps: Sequence[int], sides: Sequence[int], *, 
             yield Ablation(name, str(side), replace(base, scales={timestep: (Scale(side, coarse),)}), timestep)
 
 
-def settings(full: NDAConfig, both: NDAConfig, coarse: NDAConfig, mixes: Sequence[float]) -> Iterator[Ablation]:
+def best_windows(rows: pd.DataFrame, *, coarse: bool = False) -> dict[int, int]:
+    """The window of every timestep that is best on `select` for validation queries, from a `table` of `windows`; of equals, the first."""
+    rows = rows[(rows["ablation"] == ("coarse window" if coarse else "window")) & (rows["queries"] == "val")]
+    best = rows.loc[rows.groupby("timestep")["select"].idxmax()]
+    return dict(zip(best["timestep"].astype(int), best["setting"].astype(int), strict=True))
+
+
+def settings(
+    full: NDAConfig, both: NDAConfig, coarse: NDAConfig, *, mixes: Sequence[float], windows: Mapping[int, int]
+) -> Iterator[Ablation]:
     """One setting of NDA changed at a time: the timesteps and scales that are averaged, their mix, and what a posterior is made of.
 
-    full, both, coarse: the configurations of single scale, two scales and coarse scale that the profile reports.
+    full, both, coarse: the configurations of single scale, two scales and coarse scale that the profile reports. windows: of every timestep
+    up to which single scale is tried, in order.
     """
-    for last in full.scales:
-        upto = {t: scales for t, scales in full.scales.items() if t <= last}
+    for last in windows:
+        upto = {t: (Scale(side),) for t, side in windows.items() if t <= last}
         yield Ablation("largest timestep", str(last), replace(full, scales=upto))
     for mix in mixes:
         mixed = {t: (replace(a, weight=mix), replace(b, weight=1 - mix)) for t, (a, b) in both.scales.items()}
@@ -74,7 +78,7 @@ def settings(full: NDAConfig, both: NDAConfig, coarse: NDAConfig, mixes: Sequenc
         yield Ablation("scales", name, config)
     for top_k in (1, 3, 10, 30, 100, None):
         yield Ablation("top_k", "all" if top_k is None else str(top_k), replace(full, top_k=top_k))
-    for draws in (0, 1, 2, 4, 8):
+    for draws in (0, 1, 2, 4):
         yield Ablation("noise draws", str(draws) if draws else "none", replace(full, draws=draws))
     for seed in (1, 2, 3):
         yield Ablation("another noise", str(seed), replace(full, noise_seed=full.noise_seed + seed))
@@ -111,10 +115,10 @@ def _name(config: NDAConfig) -> str:
 
 
 def table(ablations: Sequence[Ablation], *, store: Store, results: Store, device: torch.device) -> pd.DataFrame:
-    """One row per ablation and kind of queries, with the columns of `Truth.rows`."""
+    """One row per ablation and kind of queries, with the columns of `lds_row`."""
     found: list[Mapping[str, Any]] = []
     for ablation in tqdm(ablations, desc="ablations", unit="setting", leave=False):
         for kind in ("val", "gen"):
-            rows = Truth(kind, results).rows(kept_scores(ablation.config, kind, store, device))
+            rows = lds_row(kept_scores(ablation.config, kind, store, device), kind, results)
             found.append({"ablation": ablation.name, "setting": ablation.setting, "timestep": ablation.timestep, "queries": kind} | rows)
     return pd.DataFrame(found)

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nda import diffusion, selection, trak
-from nda.ablations import Truth
+from nda.ablations import lds_row
 from nda.checks import InputError
 from nda.gradients import Readout, features, uniform_timesteps
 from nda.projection import Projection
@@ -39,19 +39,26 @@ class Variant:
 
 
 def variants(
-    readout: Readout, projection: Projection | None = None, *, ks: Sequence[int], dims: Sequence[int], shares: Sequence[float]
+    readout: Readout,
+    projection: Projection | None = None,
+    *,
+    k: int,
+    ks: Sequence[int],
+    dims: Sequence[int],
+    shares: Sequence[float],
 ) -> Iterator[tuple[str, str, Variant]]:
     """Every ablation, its settings and what they make: one setting of each method at `readout` and `projection` changed at a time.
 
-    ks: numbers of timesteps. dims: of a random projection. shares: of the train images that are candidates. The projection and the
-    candidates are ablated for TRAK and D-TRAK, gradients of length one for DAS. Sources: D-TRAK (K); DAS, Sec. 5 (the others).
+    k: number of timesteps, in place of the readout's. ks: numbers that are tried. dims: of a random projection. shares: of the train images
+    that are candidates. The projection and the candidates are ablated for TRAK and D-TRAK, gradients of length one for DAS. Sources: D-TRAK
+    (K); DAS, Sec. 5 (the others).
     """
-    plain = replace(readout, timesteps=tuple(readout.timesteps), parts=tuple(readout.parts))  # with a hash
+    plain = replace(readout, timesteps=uniform_timesteps(k), parts=tuple(readout.parts))  # with a hash
     bases = {method: replace(plain, model_output=output, unit_norm=method == DAS) for method, output in METHODS.items()}
     kernels = {method: base for method, base in bases.items() if method != DAS}
     for method, base in bases.items():
-        for k in ks:
-            yield f"K, {method}", str(k), Variant(replace(base, timesteps=uniform_timesteps(k)), projection)
+        for number in ks:
+            yield f"K, {method}", str(number), Variant(replace(base, timesteps=uniform_timesteps(number)), projection)
     for method, base in kernels.items():
         for size in dict.fromkeys([*map(Projection, dims), projection]):
             yield f"projection, {method}", str(size.dim) if size else "none", Variant(base, size)
@@ -147,19 +154,20 @@ def table(
     readout: Readout,
     projection: Projection | None = None,
     *,
+    k: int,
     ks: Sequence[int],
     dims: Sequence[int],
     shares: Sequence[float],
     store: Store,
     results: Store,
 ) -> pd.DataFrame:
-    """One row per ablation, setting and kind of queries, "val" and "gen", with the columns of `nda.ablations.Truth.rows`.
+    """One row per ablation, setting and kind of queries, "val" and "gen", with the columns of `nda.ablations.lds_row`.
 
-    model, readout, projection: those of the profile, whose images are in `store`; each method has its own output and `unit_norm`. ks, dims,
-    shares: as in `variants`. Each row has its own damping, chosen by `tuned_scores`. A killed run goes on by the same call, from the inner
-    products in `store`. Raises InputError.
+    model, readout, projection: those of the profile, whose images are in `store`; each method has its own output and `unit_norm`. k, ks,
+    dims, shares: as in `variants`. Each row has its own damping, chosen by `tuned_scores`. A killed run goes on by the same call, from the
+    inner products in `store`. Raises InputError.
     """
-    tried = list(variants(readout, projection, ks=ks, dims=dims, shares=shares))
+    tried = list(variants(readout, projection, k=k, ks=ks, dims=dims, shares=shares))
     images = {kind: store.load(kind, "image chan row col") for kind in ("train", *KINDS)}
     alike: dict[Readout, list[Variant]] = {}  # variants that share their gradients
     for variant in dict.fromkeys(variant for _, _, variant in tried):
@@ -170,6 +178,6 @@ def table(
         for variant in members:
             near = {kind: candidates(images[kind], images["train"], variant.share) for kind in KINDS}
             _, scores = tuned_scores(products[variant.projection], near, results)
-            rows |= {(variant, kind): Truth(kind, results).rows(scores[kind]) for kind in KINDS}
+            rows |= {(variant, kind): lds_row(scores[kind], kind, results) for kind in KINDS}
     found = ({"ablation": name, "setting": to, "queries": kind} | rows[v, kind] for name, to, v in tried for kind in KINDS)
     return pd.DataFrame(found)

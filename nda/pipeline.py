@@ -3,7 +3,7 @@
 import ast
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,15 +53,15 @@ def profile(name: str, overrides: Mapping[str, Any] | None = None) -> dict[str, 
     return parameters
 
 
-def run(name: str, *, start: str | None = None, only: str | None = None, overrides: Mapping[str, Any] | None = None) -> Path:
+def run(name: str, *, start: str | None = None, only: Sequence[str] = (), overrides: Mapping[str, Any] | None = None) -> Path:
     """Execute the notebooks of a profile and return the folder of the executed copies.
 
-    start: number of the first notebook. only: number of the single one. Raises InputError before anything runs if a name or a value is
-    wrong; a notebook that fails stops the run, and its executed copy stays to be looked at.
+    start: number of the first notebook. only: numbers of those to run, if not all. Raises InputError before anything runs if a name or a
+    value is wrong; a notebook that fails stops the run, and its executed copy stays to be looked at.
     """
     import papermill
 
-    chosen = [find(only)] if only else notebooks()[notebooks().index(find(start)) if start else 0 :]
+    chosen = sorted(map(find, only)) or notebooks()[notebooks().index(find(start)) if start else 0 :]
     parameters = profile(name, overrides)
     runs = home() / "book" / "runs"
     runs.mkdir(parents=True, exist_ok=True)

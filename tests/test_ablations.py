@@ -2,12 +2,13 @@
 
 from dataclasses import asdict, replace
 
+import pandas as pd
 import pytest
 import torch
 from scipy.stats import spearmanr
 
 from nda import ablations, lds, rng
-from nda.ablations import Truth, kept_scores, settings, table, windows
+from nda.ablations import best_windows, kept_scores, lds_row, settings, table, windows
 from nda.nonparametric import NDAConfig, Scale, nda_scores
 from nda.store import Store
 
@@ -107,16 +108,26 @@ def test_windows_are_every_side_at_every_timestep_alone(coarse):
         assert a.config == replace(base, scales={a.timestep: (Scale(int(a.setting), coarse),)})
 
 
+@pytest.mark.parametrize("coarse", [False, True])
+def test_the_best_window_is_that_on_select_for_validation_queries(coarse):
+    name, other = ("coarse window", "window")[:: 1 if coarse else -1]
+    rows = [(name, 300, "7", "val", 5, 9), (name, 300, "3", "val", 8, 1), (name, 300, "5", "gen", 99, 99), (name, 50, "5", "val", 2, 2)]
+    rows += [(name, 50, "11", "val", 2, 9), (other, 50, "9", "val", 99, 9), ("top_k", None, "1", "val", 99, 9)]
+    found = pd.DataFrame(rows, columns=["ablation", "timestep", "setting", "queries", "select", "report"])
+    assert list(best_windows(found, coarse=coarse).items()) == [(50, 5), (300, 3)]  # of equals, the first
+
+
 MIXES = (0.0, 0.25, 1.0)
+WINDOWS = {50: 2, 100: 3}  # also of timesteps that the profile has not
 # what each ablation changes, from which configuration, and to what
 CHANGES = {
     "top_k": (SINGLE, "top_k", {"1": 1, "3": 3, "10": 10, "30": 30, "100": 100, "all": None}),
-    "noise draws": (SINGLE, "draws", {"none": 0, "1": 1, "2": 2, "4": 4, "8": 8}),
+    "noise draws": (SINGLE, "draws", {"none": 0, "1": 1, "2": 2, "4": 4}),
     "another noise": (SINGLE, "noise_seed", {"1": 1, "2": 2, "3": 3}),
     "borders": (SINGLE, "borders", {"match": "match", "zero": "zero"}),
     "flips in the bank": (SINGLE, "flips", {"no": False, "yes": True}),
     "temperature": (SINGLE, "temperature", {"0.1": 0.1, "0.3": 0.3, "1": 1.0, "3": 3.0, "10": 10.0}),
-    "largest timestep": (SINGLE, "scales", {"100": {100: (Scale(3),)}, "400": {100: (Scale(3),), 400: (Scale(4),)}}),
+    "largest timestep": (SINGLE, "scales", {"50": {50: (Scale(2),)}, "100": {50: (Scale(2),), 100: (Scale(3),)}}),
     "scale_mix": (
         TWO, "scales",
         {f"{m:g}": {100: (Scale(3, False, m), Scale(4, True, 1 - m)), 400: (Scale(4, False, m), Scale(6, True, 1 - m))} for m in MIXES},
@@ -134,7 +145,7 @@ CHANGES = {
 
 def test_each_setting_differs_from_its_base_in_what_its_name_says():
     found: dict[str, dict[str, NDAConfig]] = {}
-    for a in settings(SINGLE, TWO, COARSE, MIXES):
+    for a in settings(SINGLE, TWO, COARSE, mixes=MIXES, windows=WINDOWS):
         assert a.timestep is None and a.setting not in found.setdefault(a.name, {})
         found[a.name][a.setting] = a.config
     assert found.keys() == CHANGES.keys()
@@ -149,7 +160,7 @@ def test_each_setting_differs_from_its_base_in_what_its_name_says():
 @pytest.mark.parametrize("mix", [0.5, 0.25])
 def test_a_third_scale_has_a_third_and_the_others_keep_their_mix(mix):
     both = NDAConfig.two_scale({100: 3}, {100: 4}, mix)
-    configs = {a.setting: a.config for a in settings(SINGLE, both, COARSE, ()) if a.name == "scales"}
+    configs = {a.setting: a.config for a in settings(SINGLE, both, COARSE, mixes=(), windows={}) if a.name == "scales"}
     for name in ("+ pixels", "+ larger"):
         weights = {term.scale.patch: term.weight for term in configs[name].terms()}
         added = 1 if "pixels" in name else 7
@@ -157,7 +168,9 @@ def test_a_third_scale_has_a_third_and_the_others_keep_their_mix(mix):
 
 
 def test_other_noises_start_from_the_profiles():
-    seeds = [a.config.noise_seed for a in settings(replace(SINGLE, noise_seed=5), TWO, COARSE, ()) if a.name == "another noise"]
+    seeds = [
+        a.config.noise_seed for a in settings(replace(SINGLE, noise_seed=5), TWO, COARSE, mixes=(), windows={}) if a.name == "another noise"
+    ]
     assert seeds == [6, 7, 8]
 
 
@@ -181,7 +194,7 @@ def by_hand(scores, kind, family, results, centred):
 def test_rows_are_scipys_on_the_right_half_of_the_queries(stores, kind):
     _, results = stores
     scores = draw(f"scores {kind}", COUNTS[kind], COUNTS["train"])
-    row = Truth(kind, results).rows(scores, resamples=300)
+    row = lds_row(scores, kind, results, resamples=300)
     expected = {}
     for family in ("select", "report"):
         for suffix, centred in (("", False), ("_centred", True)):
@@ -195,12 +208,15 @@ def test_rows_are_scipys_on_the_right_half_of_the_queries(stores, kind):
 
 def test_the_table_has_a_row_for_every_ablation_and_kind(stores):
     store, results = stores
-    tried = [*windows(SINGLE, [100], [3], coarse=False), *(a for a in settings(SINGLE, TWO, COARSE, ()) if a.name == "borders")]
+    tried = [
+        *windows(SINGLE, [100], [3], coarse=False),
+        *(a for a in settings(SINGLE, TWO, COARSE, mixes=(), windows={}) if a.name == "borders"),
+    ]
     found = table(tried, store=store, results=results, device=CPU)
     assert found[["ablation", "setting", "queries"]].to_numpy().tolist() == [
         [a.name, a.setting, kind] for a in tried for kind in ("val", "gen")
     ]
     assert found["timestep"].tolist()[:2] == [100, 100] and found["timestep"][2:].isna().all()
     for (a, kind), row in zip([(a, kind) for a in tried for kind in ("val", "gen")], found.to_dict("records"), strict=True):
-        expected = Truth(kind, results).rows(nda_scores(store.load(kind), store.load("train"), a.config))
+        expected = lds_row(nda_scores(store.load(kind), store.load("train"), a.config), kind, results)
         assert {name: row[name] for name in expected} == pytest.approx(expected)
