@@ -42,11 +42,11 @@ class Ablation:
 
 
 def windows(base: NDAConfig, timesteps: Sequence[int], sides: Sequence[int], *, coarse: bool) -> Iterator[Ablation]:
-    """Every window at every timestep, alone: what the window of a timestep is chosen from."""
+    """Every window at every timestep, alone, at the paper's `top_k`: what the window of a timestep is chosen from."""
     name = "coarse window" if coarse else "window"
     for timestep in timesteps:
         for side in sides:
-            yield Ablation(name, str(side), replace(base, scales={timestep: (Scale(side, coarse),)}), timestep)
+            yield Ablation(name, str(side), replace(base, scales={timestep: (Scale(side, coarse),)}, top_k=NDAConfig.top_k), timestep)
 
 
 def best_windows(rows: pd.DataFrame, *, coarse: bool = False) -> dict[int, int]:
@@ -62,11 +62,11 @@ def settings(
     """One setting of NDA changed at a time: the timesteps and scales that are averaged, their mix, and what a posterior is made of.
 
     full, both, coarse: the configurations of single scale, two scales and coarse scale that the profile reports. windows: of every timestep
-    up to which single scale is tried, in order.
+    up to which single scale is tried, in order, at the paper's `top_k`, since they are chosen before it.
     """
     for last in windows:
         upto = {t: (Scale(side),) for t, side in windows.items() if t <= last}
-        yield Ablation("largest timestep", str(last), replace(full, scales=upto))
+        yield Ablation("largest timestep", str(last), replace(full, scales=upto, top_k=NDAConfig.top_k))
     for mix in mixes:
         mixed = {t: (replace(a, weight=mix), replace(b, weight=1 - mix)) for t, (a, b) in both.scales.items()}
         yield Ablation("scale_mix", f"{mix:g}", replace(both, scales=mixed))

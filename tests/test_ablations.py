@@ -105,7 +105,7 @@ def test_windows_are_every_side_at_every_timestep_alone(coarse):
     assert [(a.timestep, a.setting) for a in found] == [(t, s) for t in (50, 300) for s in ("2", "4", "6")]
     for a in found:
         assert a.name == ("coarse window" if coarse else "window")
-        assert a.config == replace(base, scales={a.timestep: (Scale(int(a.setting), coarse),)})
+        assert a.config == replace(base, scales={a.timestep: (Scale(int(a.setting), coarse),)}, top_k=100)
 
 
 @pytest.mark.parametrize("coarse", [False, True])
@@ -165,6 +165,11 @@ def test_a_third_scale_has_a_third_and_the_others_keep_their_mix(mix):
         weights = {term.scale.patch: term.weight for term in configs[name].terms()}
         added = 1 if "pixels" in name else 7
         assert weights == pytest.approx({added: 1 / 3, 3: 2 / 3 * mix, 4: 2 / 3 * (1 - mix)})
+
+
+def test_the_largest_timestep_is_tried_at_the_papers_top_k():
+    found = settings(replace(SINGLE, top_k=7), TWO, COARSE, mixes=(), windows=WINDOWS)
+    assert {a.name: a.config.top_k for a in found if a.name in ("largest timestep", "borders")} == {"largest timestep": 100, "borders": 7}
 
 
 def test_other_noises_start_from_the_profiles():
