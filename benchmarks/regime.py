@@ -55,16 +55,13 @@ class Regime:
         return diffusion.Recipe(unet=unet(*self.widths), epochs=epochs, batch=self.batch, lr=self.lr, ema=self.ema, bf16=True)
 
 
-SMALL: dict[str, Any] = {"batch": 20, "lr": 2e-3, "ema": 0.99}  # 1,000 steps in place of 400 for the same image-steps
 REGIMES = {
     "400 images": Regime(),
     "400 images, three times as long": Regime(image_steps=60_000, batch=64, ema=0.995),
     "200 images": Regime(n_train=200),
-    "200 images, small batches": Regime(n_train=200, **SMALL),
-    "400 images, small batches": Regime(**SMALL),
-    "1,000 images, small batches": Regime(n_train=1000, subsets=4, **SMALL),
-    "200 images, small batches, uncoupled": Regime(n_train=200, coupled=False, subsets=4, **SMALL),
-    "200 images, small batches, wider": Regime(n_train=200, widths=(48, 96, 96), subsets=4, **SMALL),
+    "200 images, uncoupled": Regime(n_train=200, coupled=False, subsets=4),
+    "1,000 images": Regime(n_train=1000, subsets=4),
+    "200 images, wider": Regime(n_train=200, widths=(48, 96, 96), subsets=4),
 }
 
 
