@@ -58,11 +58,14 @@ def provenance(profile: str) -> str:
     seconds = {"full model": model["seconds"], "generated queries": results.info("gen")["seconds"]}
     seconds |= {f"{family} models, one core each, added up": info["seconds"] for family, info in losses.items()}
     seconds["scores of all methods"] = sum(info["seconds"] or 0 for name, info in made.items() if name.startswith("effects/"))
-    files = [[n, i["shape"] if i["kind"] == "tensor" else i["kind"], i["seconds"], i["written"][:16], i["sha256"]] for n, i in made.items()]
+    files = [
+        [name, info["shape"] if info["kind"] == "tensor" else info["kind"], _seconds(info["seconds"]), info["written"][:16], info["sha256"]]
+        for name, info in made.items()
+    ]
     parts = [
         f"# Provenance of `{profile}`\n\nWritten by `python -m nda ship` from the sidecars of the files; do not edit.",
         _table(["what", "how"], list(facts.items())),
-        _table(["stage", "seconds"], [[stage, "not measured" if took is None else f"{took:,.0f}"] for stage, took in seconds.items()]),
+        _table(["stage", "seconds"], [[stage, _seconds(took)] for stage, took in seconds.items()]),
         _table(["file", "shape", "seconds", "written, UTC", "sha256"], files),
     ]
     return "\n\n".join(parts) + "\n"
@@ -70,6 +73,10 @@ def provenance(profile: str) -> str:
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in (header, ["---"] * len(header), *rows))
+
+
+def _seconds(took: float | None) -> str:
+    return "not measured" if took is None else f"{took:,.1f}"
 
 
 def _machine() -> str:

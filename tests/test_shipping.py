@@ -110,11 +110,11 @@ def test_the_page_says_how_it_was_made(home):
         "| noise seeds of the losses | [3] |",
         "epochs 4, lr 0.001",
         f"torch {torch.__version__.split('+')[0]}",
-        "| full model | 1,234 |",
-        "| generated queries | 6 |",
-        "| select models, one core each, added up | 4,321 |",
-        "| report models, one core each, added up | 98,765 |",
-        "| scores of all methods | 33 |",
+        "| full model | 1,234.5 |",
+        "| generated queries | 6.0 |",
+        "| select models, one core each, added up | 4,321.0 |",
+        "| report models, one core each, added up | 98,765.0 |",
+        "| scores of all methods | 33.0 |",
     ]
     for line in expected:
         assert line in page, line
