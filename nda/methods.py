@@ -12,6 +12,7 @@ class Method(NamedTuple):
 
 
 IMAGES, MODEL, CHECKPOINTS, MODELS = "train images", "train images, model", "train images, checkpoints", "retrained models"
+EFFICIENTNET, CLIP = "train images, weights of EfficientNet", "train images, weights of CLIP"
 
 # The order here is the order in every table and figure; families share a hue.
 ALL = {
@@ -19,10 +20,10 @@ ALL = {
     "pixel_dot": Method("Raw pixels, dot", "#c98b2b", IMAGES),
     "pixel_cosine": Method("Raw pixels, cosine", "#8a5a13", IMAGES),
     "pixel_patches": Method("Raw patches, nearest", "#e0b878", IMAGES),
-    "efficientnet_dot": Method("EfficientNet, dot", "#b7a33a", IMAGES),
-    "efficientnet_cosine": Method("EfficientNet, cosine", "#857520", IMAGES),
-    "clip_dot": Method("CLIP, dot", "#a9b665", IMAGES),
-    "clip_cosine": Method("CLIP, cosine", "#6f7d34", IMAGES),
+    "efficientnet_dot": Method("EfficientNet, dot", "#b7a33a", EFFICIENTNET),
+    "efficientnet_cosine": Method("EfficientNet, cosine", "#857520", EFFICIENTNET),
+    "clip_dot": Method("CLIP, dot", "#a9b665", CLIP),
+    "clip_cosine": Method("CLIP, cosine", "#6f7d34", CLIP),
     "nda_imagewise": Method("NDA, whole images", "#a9d3de", IMAGES),
     "nda": Method("NDA, single scale", "#1f6f8b", IMAGES),
     "nda_coarse": Method("NDA, coarse", "#6fb1c4", IMAGES),
