@@ -5,13 +5,15 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from nda.checks import InputError
-from nda.retrain import Plan
 from nda.store import Store, home
+
+if TYPE_CHECKING:
+    from nda.retrain import Plan
 
 SOURCES = Path(__file__).resolve().parent.parent / "notebooks"
 
@@ -81,8 +83,10 @@ def run(name: str, *, start: str | None = None, only: Sequence[str] = (), overri
     return runs
 
 
-def plan(name: str, overrides: Mapping[str, Any] | None = None) -> Plan:
+def plan(name: str, overrides: Mapping[str, Any] | None = None) -> "Plan":
     """The retrainings of a profile, as notebook 03 runs them."""
+    from nda.retrain import Plan  # here, since diffusers takes seconds to import, which no other command needs
+
     settings = defaults(find("03")) | {key: value for key, value in profile(name, overrides).items() if key in defaults(find("03"))}
     return Plan(
         Store.working(name).folder,

@@ -57,6 +57,10 @@ def test_the_paper_profile_makes_the_papers_model():
     assert sum(p.numel() for p in model.parameters()) == 38_307_203
 
 
+def test_commands_start_without_diffusers():
+    subprocess.run([sys.executable, "-c", "import sys, nda.__main__; sys.exit('diffusers' in sys.modules)"], check=True)
+
+
 def test_find_is_unambiguous():
     assert pipeline.find("05") == "05_nda"
     with pytest.raises(InputError, match="no single notebook"):
