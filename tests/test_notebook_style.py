@@ -91,6 +91,16 @@ def test_smoke_is_the_defaults_and_one_name_has_one_default():
             assert seen.setdefault(name, value) == value, f"{name} has two defaults"
 
 
+def test_one_name_has_one_meaning():
+    """Since a profile sets it in all notebooks at once."""
+    seen = {}
+    for path in NOTEBOOKS:
+        source = "".join(json.loads(path.read_text())["cells"][1]["source"])
+        for line in ast.parse(source).body:
+            meaning = source.splitlines()[line.end_lineno - 1].split("#", 1)[1]
+            assert line.target.id == "profile" or seen.setdefault(line.target.id, meaning) == meaning
+
+
 @pytest.mark.parametrize("name", ["smoke", "tiny", "small", "paper"])
 def test_every_profile_is_valid(name):
     pipeline.profile(name)
