@@ -18,6 +18,7 @@ from nda.store import Store
 from nda.subsets import REPORT
 
 NULL, YOURS = "random", "yours"
+CLEARLY = 3  # standard deviations of the bootstrap
 ABOUT = {
     "summary": "Your LDS with its 95 % interval; the null, which is random scores; the ceiling; your share of the ceiling. All in percent.",
     "by_timestep": "Your LDS against the losses of these timesteps alone, and the ceiling there.",
@@ -69,7 +70,7 @@ def score(scores: Float[Tensor, "query train"], queries: str, results: Store, *,
 
     scores: higher = keeping the train image lowers the query's loss; one row for every query, though only those in `REPORT` count. Centring
     is over those, too. All methods meet the same `resamples` of subsets and queries, drawn by `seed`. Raises InputError for scores of
-    another shape or with entries that are not finite, and if `results` lack the masks, the losses or the null's effects.
+    another shape, transposed or with entries that are not finite, and if `results` lack the masks, the losses or the null's effects.
     """
     if queries not in REPORT:
         raise InputError(f"queries must be one of {', '.join(REPORT)}, not {queries!r}")
@@ -77,6 +78,8 @@ def score(scores: Float[Tensor, "query train"], queries: str, results: Store, *,
     name, part = f"losses/report-{queries}", REPORT[queries]
     losses = results.load(name, "subset seed query group")
     _check(scores, (losses.shape[2], masks.shape[1]), queries)
+    if losses.shape[2] == masks.shape[1]:
+        _check_direction(scores, queries, results)
     effects = {YOURS: lds.group_effects(_scaled(scores), masks).float()}  # float32, as the others are kept
     for method in METHODS:
         if method == NULL or f"effects/{method}-{queries}" in results:
@@ -108,6 +111,16 @@ def _check(scores: Tensor, shape: tuple[int, int], queries: str) -> None:
             f"scores have {len(bad)} NaN or infinite entries, the first at query {bad[0][0]}, train image {bad[0][1]}; "
             "every entry must be a finite number"
         )
+
+
+def _check_direction(scores: Float[Tensor, "query train"], queries: str, results: Store) -> None:
+    """Refuse a square matrix, of which the shape says nothing, if on the `select` subsets its transpose predicts the losses far better."""
+    masks, losses = results.load("masks/select", "subset train"), results.load(f"losses/select-{queries}", "subset seed query group")
+    both = {name: lds.group_effects(_scaled(s), masks).double() for name, s in (("given", scores), ("turned", scores.T))}
+    draws = lds.bootstrap(both, losses.double().mean((1, 3)), resamples=200, seed=0)
+    found = [draws["turned"], draws["turned"] - draws["given"]]
+    if all(values.mean() > CLEARLY * values.std() for values in found):
+        raise InputError("scores look transposed: on the `select` subsets scores.T predicts the losses far better; pass scores.T")
 
 
 def _scaled(scores: Tensor) -> Tensor:

@@ -253,6 +253,27 @@ def test_bad_scores(results, scores, reason):
         scoring.score(scores, "val", results)
 
 
+@pytest.fixture
+def square(tmp_path, results):
+    """Results with as many queries as train images."""
+    store = Store(tmp_path / "square")
+    for name in ("masks/report", "masks/select", "losses/report-val", "losses/select-val", "effects/random-val"):
+        info, values = results.info(name), results.load(name)
+        kept = values if name.startswith("masks") else values[:, :, :TRAIN] if values.ndim == 4 else values[:, :TRAIN]
+        store.save(name, kept, axes=info["axes"], parameters=info["parameters"])
+    return store
+
+
+def test_a_transposed_square_matrix_is_refused_by_what_it_predicts(square):
+    scores = mine()[:TRAIN]
+    with pytest.raises(InputError, match="look transposed.*pass scores.T"):
+        scoring.score(scores.T, "val", square, resamples=5)
+    others = [normal(TRAIN, TRAIN, name=f"square {draw}") for draw in range(100)]
+    for accepted in (scores, -scores, -scores.T, torch.zeros(TRAIN, TRAIN), *others):
+        scoring._check_direction(accepted, "val", square)
+    scoring.score(scores, "val", square, resamples=5)
+
+
 def test_bad_queries_and_resamples(results):
     with pytest.raises(InputError, match="queries must be one of val, gen, not 'train'"):
         scoring.score(SCORES, "train", results)
