@@ -42,18 +42,17 @@ def variants(
     readout: Readout,
     projection: Projection | None = None,
     *,
-    k: int,
     ks: Sequence[int],
     dims: Sequence[int],
     shares: Sequence[float],
 ) -> Iterator[tuple[str, str, Variant]]:
     """Every ablation, its settings and what they make: one setting of each method at `readout` and `projection` changed at a time.
 
-    k: number of timesteps, in place of the readout's. ks: numbers that are tried. dims: of a random projection. shares: of the train images
+    ks: numbers of timesteps that are tried. dims: of a random projection. shares: of the train images
     that are candidates. The projection and the candidates are ablated for TRAK and D-TRAK, gradients of length one for DAS. Sources: D-TRAK
     (K); DAS, Sec. 5 (the others).
     """
-    plain = replace(readout, timesteps=uniform_timesteps(k), parts=tuple(readout.parts))  # with a hash
+    plain = replace(readout, timesteps=tuple(readout.timesteps), parts=tuple(readout.parts))  # with a hash
     bases = {method: replace(plain, model_output=output, unit_norm=method == DAS) for method, output in METHODS.items()}
     kernels = {method: base for method, base in bases.items() if method != DAS}
     for method, base in bases.items():
@@ -154,7 +153,6 @@ def table(
     readout: Readout,
     projection: Projection | None = None,
     *,
-    k: int,
     ks: Sequence[int],
     dims: Sequence[int],
     shares: Sequence[float],
@@ -163,11 +161,11 @@ def table(
 ) -> pd.DataFrame:
     """One row per ablation, setting and kind of queries, "val" and "gen", with the columns of `nda.ablations.lds_row`.
 
-    model, readout, projection: those of the profile, whose images are in `store`; each method has its own output and `unit_norm`. k, ks,
+    model, readout, projection: those of the profile, whose images are in `store`; each method has its own output and `unit_norm`. ks,
     dims, shares: as in `variants`. Each row has its own damping, chosen by `tuned_scores`. A killed run goes on by the same call, from the
     inner products in `store`. Raises InputError.
     """
-    tried = list(variants(readout, projection, k=k, ks=ks, dims=dims, shares=shares))
+    tried = list(variants(readout, projection, ks=ks, dims=dims, shares=shares))
     images = {kind: store.load(kind, "image chan row col") for kind in ("train", *KINDS)}
     alike: dict[Readout, list[Variant]] = {}  # variants that share their gradients
     for variant in dict.fromkeys(variant for _, _, variant in tried):
