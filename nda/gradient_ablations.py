@@ -1,7 +1,6 @@
 """What a setting does to TRAK, D-TRAK and DAS: LDS tables with one setting changed at a time. Inner products are made once and kept."""
 
-import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from time import perf_counter
 
@@ -15,7 +14,7 @@ from tqdm import tqdm
 from nda import diffusion, selection, trak
 from nda.ablations import lds_row
 from nda.checks import InputError
-from nda.gradients import Readout, features, uniform_timesteps
+from nda.gradients import Readout, digest, features, uniform_timesteps
 from nda.projection import Projection
 from nda.similarity import pixel_scores
 from nda.store import Store
@@ -87,7 +86,7 @@ def inner_products(
     They are kept as `parts/gradients/…` with the sha256 of weights and images, and made anew if anything differs. Those that are missing
     share one pass over the gradients, which holds the features of the train images and of one other kind at a time.
     """
-    inputs, setting = store.sha256("train", *KINDS), {"readout": asdict(readout), "weights": _sha256(model.state_dict().values())}
+    inputs, setting = store.sha256("train", *KINDS), {"readout": asdict(readout), "weights": digest(model.state_dict())}
     parameters = {p: setting | {"projection": asdict(p) if p else None} for p in projections}
     names = {p: _name(readout, p) for p in projections}
     missing, started = [p for p in projections if not store.matches(names[p], parameters[p], inputs)], perf_counter()
@@ -127,10 +126,6 @@ def _name(readout: Readout, projection: Projection | None) -> str:
     return "-".join(
         [f"parts/gradients/{readout.model_output}", f"k{len(readout.timesteps)}", *["unit"] * readout.unit_norm, *readout.parts, *size]
     )
-
-
-def _sha256(tensors: Iterable[Tensor]) -> str:
-    return hashlib.sha256(b"".join(tensor.detach().cpu().numpy().tobytes() for tensor in tensors)).hexdigest()
 
 
 def tuned_scores(

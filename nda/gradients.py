@@ -216,7 +216,7 @@ def save_features(
     check_positive("block", block)
     parameters = {
         "readout": asdict(readout), "projection": asdict(projection) if projection else None, "examples": len(images), "block": block,
-        "weights": _sha256(model.state_dict()), "images": _sha256({"images": images}),
+        "weights": digest(model.state_dict()), "images": digest({"images": images}),
     }  # fmt: skip
     chunks = images.split(block)
     for number, chunk in enumerate(tqdm(chunks, desc=name, unit="block", leave=False)):
@@ -228,9 +228,10 @@ def save_features(
     return Blocks(store, name, len(chunks))
 
 
-def _sha256(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """The sha256 of tensors, with their names, shapes and dtypes."""
+    made = hashlib.sha256()
     for name, tensor in tensors.items():
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+        made.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        made.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return made.hexdigest()

@@ -1,16 +1,20 @@
 """Inner products of many sources of features, each made once, measured and forgotten: all that the scores of `nda.trak` need."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from time import perf_counter
+from typing import Any
 
+import torch
 from diffusers import UNet2DModel
 from jaxtyping import Float
 from torch import Tensor
 
 from nda import trak
 from nda.checks import InputError
-from nda.gradients import Readout, features
+from nda.gradients import Readout, digest, features
 from nda.projection import Projection
+from nda.store import Store
 
 Source = str | int
 
@@ -20,26 +24,40 @@ class Products:
 
     images: of each kind, `"train"` among them. `cross[source, kind]` will be `gram` of the kind's features with the train features,
     `norms[source, kind]` their norms, `kernels[source]` the decomposed kernel of the train images, `seconds[source, kind]` the time.
+    store: where all that is kept, as `parts/products/…`, so that a killed run goes on by the same calls; what was made with other readouts,
+    projections, weights or images is made anew.
     """
 
-    def __init__(self, images: Mapping[str, Float[Tensor, "image chan row col"]], *, projection: Projection | None = None):
+    def __init__(
+        self,
+        images: Mapping[str, Float[Tensor, "image chan row col"]],
+        *,
+        projection: Projection | None = None,
+        store: Store | None = None,
+    ):
         if "train" not in images:
             raise InputError(f"images must have a kind called 'train', not only {', '.join(images)}")
-        self.images, self.projection = dict(images), projection
+        self.images, self.projection, self.store = dict(images), projection, store
         self.cross: dict[tuple[Source, str], Tensor] = {}
         self.norms: dict[tuple[Source, str], Tensor] = {}
         self.kernels: dict[Source, trak.Kernel] = {}
         self.seconds: dict[tuple[Source, str], float] = {}
         self._bytes: dict[tuple[Source, str], int] = {}  # of the features
-        self._kept: dict[Source, Tensor] = {}
+        self._kept: dict[Source, Callable[[], Tensor]] = {}  # features of the train images
 
     def collect(self, source: Source, model: UNet2DModel, readout: Readout, *, keep: bool = False) -> None:
         """Add a source for all images. keep: its train features stay in memory, for `collect_queries`."""
-        features_of_train = self._add(source, "train", self.images["train"], model, readout, None)
-        for kind in self.images.keys() - {"train"}:
-            self._add(source, kind, self.images[kind], model, readout, features_of_train)
+        own: list[Tensor] = []
+
+        def train() -> Tensor:
+            if not own:
+                own.append(features(model, self.images["train"], readout, projection=self.projection))
+            return own[0]
+
+        for kind in sorted(self.images, key=lambda kind: kind != "train"):
+            self._add(source, kind, self.images[kind], model, readout, train)
         if keep:
-            self._kept[source] = features_of_train
+            self._kept[source] = train
 
     def collect_queries(
         self, source: Source, model: UNet2DModel, readout: Readout, queries: Mapping[str, Tensor], *, train: Source
@@ -56,18 +74,29 @@ class Products:
         for kind, images in queries.items():
             self._add(source, kind, images, model, readout, self._kept[train])
 
-    def _add(
-        self, source: Source, kind: str, images: Tensor, model: UNet2DModel, readout: Readout, against: Tensor | None
-    ) -> Float[Tensor, "image dim"]:
-        started = perf_counter()
-        own = features(model, images, readout, projection=self.projection)
-        self.cross[source, kind] = trak.gram(own, against)  # among themselves if there is nothing to go against
-        self.norms[source, kind], self._bytes[source, kind] = trak.norms(own), own.nbytes
-        if against is None:
-            self.kernels[source] = trak.Kernel(self.cross[source, kind])
-            self.kernels[source].leverage(1.0)  # decomposes, on this clock
-        self.seconds[source, kind] = perf_counter() - started
-        return own
+    def _add(self, source: Source, kind: str, images: Tensor, model: UNet2DModel, readout: Readout, train: Callable[[], Tensor]) -> None:
+        """The products of one kind with the train features, from the store if they are there."""
+        name = f"parts/products/{source}-k{len(readout.timesteps)}-{kind}"
+        made: dict[str, Any] = {"readout": asdict(readout), "projection": asdict(self.projection) if self.projection else None}
+        made |= {"weights": digest(model.state_dict()), "images": digest({"own": images, "train": self.images["train"]})}
+        if self.store and self.store.matches(name, made, {}):
+            found = {key: value.to(images.device) for key, value in self.store.load(name).items()}
+            kernel = trak.Kernel(found["cross"]) if kind == "train" else None
+        else:
+            against = None if kind == "train" else train()  # not on this kind's clock
+            started = perf_counter()
+            own = train() if against is None else features(model, images, readout, projection=self.projection)
+            found = {"cross": trak.gram(own, against), "norms": trak.norms(own)}  # among themselves if there is nothing to go against
+            if kernel := trak.Kernel(found["cross"]) if against is None else None:
+                kernel.leverage(1.0)  # decomposes, on this clock
+            found |= {"seconds": torch.tensor(perf_counter() - started, dtype=torch.float64), "bytes": torch.tensor(own.nbytes)}
+            if self.store:
+                self.store.delete(name)
+                self.store.save(name, found, parameters=made)
+        if kernel:
+            self.kernels[source] = kernel
+        self.cross[source, kind], self.norms[source, kind] = found["cross"], found["norms"]
+        self.seconds[source, kind], self._bytes[source, kind] = found["seconds"].item(), int(found["bytes"])
 
     def cost(self, sources: Sequence[Source], kind: str) -> float:
         """Seconds that all `sources` took together, for the train images and for those of one kind."""

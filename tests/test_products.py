@@ -9,6 +9,7 @@ from nda.checks import InputError
 from nda.gradients import Readout, features
 from nda.products import Products
 from nda.projection import Projection
+from nda.store import Store
 
 READOUT = Readout("loss", (100, 700))
 
@@ -52,6 +53,32 @@ def test_queries_against_kept_train_features(model):
     assert products.kernels["journey"] is products.kernels["a"] and ("journey", "val") not in products.cross
     with pytest.raises(InputError, match="'b' were not kept"):
         products.collect_queries("journey", model, READOUT, {"gen": journeys}, train="b")
+
+
+def test_a_killed_run_goes_on_with_the_same_products_and_clocks(model, tmp_path, monkeypatch):
+    journeys, asked, real = draw("journeys", 3, 2, 1, 4, 4), [], features
+
+    def run(readout):
+        asked.clear()
+        products = Products(IMAGES, store=Store(tmp_path))
+        products.collect("a", model, readout, keep=True)
+        products.collect_queries("journey", model, readout, {"gen": journeys}, train="a")
+        return products, len(asked)
+
+    monkeypatch.setattr("nda.products.features", lambda *a, **k: asked.append(1) or real(*a, **k))
+    first, made = run(READOUT)
+    again, none = run(READOUT)
+    assert (made, none) == (4, 0)
+    for pair, values in first.cross.items():
+        assert torch.equal(values, again.cross[pair]) and torch.equal(first.norms[pair], again.norms[pair])
+    assert first.seconds == again.seconds and first.memory(["a", "journey"], "gen") == again.memory(["a", "journey"], "gen")
+    assert torch.equal(first.kernels["a"].gram, again.kernels["a"].gram) and again.kernels["journey"] is again.kernels["a"]
+    for path in tmp_path.glob("parts/products/journey*"):
+        path.unlink()
+    resumed, made = run(READOUT)
+    assert made == 2 and torch.equal(resumed.cross["journey", "gen"], first.cross["journey", "gen"])  # train features and journeys
+    other, made = run(Readout("loss", (100, 800)))
+    assert made == 4 and not torch.equal(other.cross["a", "val"], first.cross["a", "val"])
 
 
 def test_cost_is_what_a_method_would_take_by_itself(model):
