@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from time import perf_counter
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -98,12 +98,9 @@ def kept_scores(config: NDAConfig, kind: str, store: Store, device: torch.device
         weights = sum(scale.weight for scale in scales) * len(config.scales)
         for scale in (scale for scale in scales if scale.weight):
             part = replace(config, scales={timestep: (replace(scale, weight=1.0),)})
+            make = partial(nda_scores, queries, train, part)
             name = f"parts/{_name(part)}-{kind}"
-            if not store.matches(name, asdict(part), inputs):
-                started = perf_counter()
-                made = {"parameters": asdict(part), "inputs": inputs}
-                store.save(name, nda_scores(queries, train, part), axes="query train", seconds=perf_counter() - started, **made)
-            total += scale.weight / weights * store.load(name, "query train")
+            total += scale.weight / weights * store.kept(name, make, axes="query train", parameters=asdict(part), inputs=inputs)
     return total
 
 

@@ -4,11 +4,12 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import pandas as pd
@@ -118,6 +119,19 @@ class Store:
             return False
         info = self.info(name)
         return info["parameters"] == _plain(parameters) and info["inputs"] == dict(inputs)
+
+    def kept(
+        self, name: str, make: Callable[[], Value], *, axes: str = "", parameters: Mapping[str, Any], inputs: Mapping[str, str]
+    ) -> Any:
+        """What is under `name` if it was computed with these parameters from these inputs; if not, what `make` returns, saved there.
+
+        For intermediate results, which a killed run need not compute again: one that does not match is replaced. Raises InputError.
+        """
+        if not self.matches(name, parameters, inputs):
+            started, value = perf_counter(), make()
+            self.delete(name)
+            self.save(name, value, axes=axes, parameters=parameters, inputs=inputs, seconds=perf_counter() - started)
+        return self.load(name)
 
     def load(self, name: str, axes: str | None = None) -> Any:
         """The result called `name`: a tensor, a dictionary of tensors, or a table. Raises InputError if it is missing, was changed

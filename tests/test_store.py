@@ -229,3 +229,17 @@ def test_a_page_is_written_whole_or_not_at_all(store, monkeypatch):
     with pytest.raises(InputError, match="No space left"):
         store.write("PAGE.md", "three\n")
     assert (store.folder / "PAGE.md").read_text() == "two\n" and len(list(store.folder.iterdir())) == 1
+
+
+def test_kept_results_are_made_once_and_replaced_if_they_do_not_match(tmp_path):
+    store, calls = Store(tmp_path), []
+
+    def keep(value, **changed):
+        made = {"axes": "train", "parameters": {"k": 1}, "inputs": {"a": "1"}} | changed
+        return store.kept("parts/x", lambda: calls.append(value) or torch.tensor([value]), **made).item()
+
+    assert [keep(1), keep(2), keep(3, parameters={"k": 2}), keep(4, parameters={"k": 2}, inputs={}), keep(5)] == [1, 1, 3, 4, 5]
+    assert calls == [1, 3, 4, 5] and store.info("parts/x")["seconds"] >= 0
+    with pytest.raises(ZeroDivisionError):
+        store.kept("parts/y", lambda: 1 / 0, axes="train", parameters={}, inputs={})
+    assert "parts/y" not in store and keep(6) == 5
