@@ -57,7 +57,9 @@ def provenance(profile: str) -> str:
     }
     seconds = {"full model": model["seconds"], "generated queries": results.info("gen")["seconds"]}
     seconds |= {f"{family} models, one core each, added up": info["seconds"] for family, info in losses.items()}
-    seconds["scores of all methods"] = sum(info["seconds"] or 0 for name, info in made.items() if name.startswith("effects/"))
+    seconds["scores of all methods, added up; what methods share counts for each"] = sum(
+        info["seconds"] or 0 for name, info in made.items() if name.startswith("effects/")
+    )
     files = [
         [name, info["shape"] if info["kind"] == "tensor" else info["kind"], _seconds(info["seconds"]), info["written"][:16], info["sha256"]]
         for name, info in made.items()

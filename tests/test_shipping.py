@@ -114,7 +114,7 @@ def test_the_page_says_how_it_was_made(home):
         "| generated queries | 6.0 |",
         "| select models, one core each, added up | 4,321.0 |",
         "| report models, one core each, added up | 98,765.4 |",
-        "| scores of all methods | 33.0 |",
+        "| scores of all methods, added up; what methods share counts for each | 33.0 |",
     ]
     for line in expected:
         assert line in page, line
