@@ -60,29 +60,51 @@ def _check(effects: Tensor, losses: Tensor) -> None:
         raise InputError("effects or losses have NaN or infinite entries; remove those queries or models first")
 
 
-def _below(values: Float[Tensor, "subset query"]) -> Float[Tensor, "query subset subset"]:
-    """below[q, i, j] = 1 if value j is smaller than value i, ½ if equal: a rank is a (weighted) sum over j."""
-    columns = values.cpu().double().T
-    low, equal = columns[:, None, :] < columns[:, :, None], columns[:, None, :] == columns[:, :, None]
-    return low.double() + 0.5 * equal.double()
+class _Order:
+    """How the values of each query are ordered, which is all that a rank correlation needs of them; exact for ties.
+
+    signs[query · i, j] = 1 if value j is smaller than value i, 0 if equal, -1 if larger. equal: 1 where they are, of the queries that have
+    `ties`.
+    """
+
+    def __init__(self, values: Float[Tensor, "subset query"], dtype: torch.dtype = torch.float64):
+        columns = values.cpu().T.contiguous()
+        a, b = columns[:, :, None], columns[:, None, :]
+        same = a == b
+        self.shape = tuple(columns.shape)
+        self.ties = same.sum((1, 2)) > columns.shape[1]
+        self.signs, self.equal = ((a > b).to(dtype) - (a < b).to(dtype)).flatten(0, 1), same[self.ties].to(dtype)
+
+    def ranks(self, weights: Float[Tensor, "resample subset"]) -> Float[Tensor, "resample query subset"]:
+        """Twice the centred mid-ranks when value j occurs `weights[:, j]` times: integers of at most the number of subsets."""
+        return (weights @ self.signs.T).unflatten(1, self.shape)
+
+    def spread(self, weights: Float[Tensor, "resample subset"]) -> Float[Tensor, "resample query"]:
+        """Weighted sum of the squared ranks: (n³ - Σ t³) / 3, with n values in groups of t equal ones."""
+        cubes = (weights**3).sum(1, keepdim=True).repeat(1, len(self.ties))
+        if len(self.equal):
+            sizes = (weights @ self.equal.flatten(0, 1).T).unflatten(1, self.equal.shape[:2])
+            cubes[:, self.ties] = torch.linalg.vecdot(sizes * sizes, weights[:, None])
+        return (weights.sum(1, keepdim=True).double() ** 3 - cubes) / 3
 
 
-def _ranks(below: Tensor, weights: Float[Tensor, "resample subset"]) -> Float[Tensor, "resample query subset"]:
-    """Twice the centred mid-ranks when value j occurs `weights[:, j]` times: integers of at most the number of subsets."""
-    return (2 * weights @ below.flatten(0, 1).T).unflatten(1, below.shape[:2]) - below.shape[1]
+class _Truth:
+    """One side of many correlations: what all of them need of it, for some weights."""
 
+    def __init__(self, order: _Order, weights: Float[Tensor, "resample subset"]):
+        self.weights, self.ranks, self.spread = weights, order.ranks(weights) * weights[:, None], order.spread(weights)
 
-def _correlation(a: Tensor, b: Tensor, weights: Float[Tensor, "resample subset"]) -> Float[Tensor, "resample query"]:
-    """Weighted Pearson correlation of ranks `[resample, query, subset]`; 0 where a side is constant, since it then orders nothing."""
-    cov, aa, bb = (((x * y) @ weights[:, :, None])[..., 0].double() for x, y in ((a, b), (a, a), (b, b)))
-    return cov / (aa * bb).sqrt().clamp_min(1)  # a constant side has cov = 0, any other at least 1
+    def correlation(self, order: _Order) -> Float[Tensor, "resample query"]:
+        """Weighted correlation of ranks; 0 where a side is constant, since it then orders nothing."""
+        cov = torch.linalg.vecdot(order.ranks(self.weights), self.ranks).double()
+        return cov / (order.spread(self.weights) * self.spread).sqrt().clamp_min(1)  # constant: cov = 0; any other spread is at least 1
 
 
 def spearman(a: Float[Tensor, "subset query"], b: Float[Tensor, "subset query"]) -> Float[Tensor, "query"]:
     """Spearman's rank correlation over subsets, one per query; ties share their mean rank, a constant side gives 0."""
     _check(a, b)
     once = torch.ones(1, len(a), dtype=torch.float64)
-    return _correlation(_ranks(_below(a), once), _ranks(_below(b), once), once)[0]
+    return _Truth(_Order(b), once).correlation(_Order(a))[0]
 
 
 def lds(effects: Float[Tensor, "subset query"], losses: Float[Tensor, "subset query"]) -> Float[Tensor, "query"]:
@@ -127,8 +149,8 @@ def bootstrap(
     """Bootstrap draws of every method's mean LDS, resampling subsets *and* queries with replacement.
 
     All methods meet the same resamples, so the difference of two methods' draws is a paired bootstrap of their difference. A
-    resample is a vector of counts w over subsets, and a mid-rank is ½ + Σ_j w_j below[i, j]: all resamples are one matrix product, exact
-    for ties. What it does not cover: other train seeds and another train set.
+    resample is a vector of counts w over subsets, and a centred mid-rank is ½ Σ_j w_j sign(x_i - x_j): all resamples are one matrix
+    product. What it does not cover: other train seeds and another train set.
     """
     for values in effects.values():
         _check(values, losses)
@@ -141,13 +163,13 @@ def bootstrap(
     weights = torch.zeros(resamples, subsets, dtype=dtype).scatter_add_(1, picks, torch.ones(picks.shape, dtype=dtype))
     picks = torch.randint(queries, (resamples, queries), generator=source)
     shares = torch.zeros(resamples, queries, dtype=torch.float64).scatter_add_(1, picks, torch.full(picks.shape, 1 / queries).double())
-    below = {name: _below(values).to(dtype) for name, values in effects.items()}
-    truth = _below(-losses).to(dtype)
+    orders = {name: _Order(values, dtype) for name, values in effects.items()}
+    true_order = _Order(-losses, dtype)
     draws: dict[str, list[Tensor]] = {name: [] for name in effects}
     for w, share in zip(weights.split(block), shares.split(block), strict=True):
-        true_ranks = _ranks(truth, w)
-        for name, values in below.items():
-            draws[name].append((_correlation(_ranks(values, w), true_ranks, w) * share).sum(1))
+        truth = _Truth(true_order, w)
+        for name, order in orders.items():
+            draws[name].append((truth.correlation(order) * share).sum(1))
     return {name: torch.cat(parts) for name, parts in draws.items()}
 
 
