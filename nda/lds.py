@@ -60,15 +60,20 @@ def _check(effects: Tensor, losses: Tensor) -> None:
         raise InputError("effects or losses have NaN or infinite entries; remove those queries or models first")
 
 
+def _exact(subsets: int) -> torch.dtype:
+    """The float that is exact for sums of products of ranks: integers up to subsets³, of which float32 holds those up to 2²⁴."""
+    return torch.float32 if subsets <= 256 else torch.float64
+
+
 class _Order:
     """How the values of each query are ordered, which is all that a rank correlation needs of them; exact for ties.
 
     signs[query · i, j] = 1 if value j is smaller than value i, 0 if equal, -1 if larger. equal: 1 where they are, of the queries that have
-    `ties`.
+    `ties`. Everything that is computed from them is an integer.
     """
 
-    def __init__(self, values: Float[Tensor, "subset query"], dtype: torch.dtype = torch.float64):
-        columns = values.cpu().T.contiguous()
+    def __init__(self, values: Float[Tensor, "subset query"]):
+        columns, dtype = values.cpu().T.contiguous(), _exact(len(values))
         a, b = columns[:, :, None], columns[:, None, :]
         same = a == b
         self.shape = tuple(columns.shape)
@@ -103,7 +108,7 @@ class _Truth:
 def spearman(a: Float[Tensor, "subset query"], b: Float[Tensor, "subset query"]) -> Float[Tensor, "query"]:
     """Spearman's rank correlation over subsets, one per query; ties share their mean rank, a constant side gives 0."""
     _check(a, b)
-    once = torch.ones(1, len(a), dtype=torch.float64)
+    once = torch.ones(1, len(a), dtype=_exact(len(a)))
     return _Truth(_Order(b), once).correlation(_Order(a))[0]
 
 
@@ -158,13 +163,12 @@ def bootstrap(
         raise InputError(f"resamples must be at least 1, not {resamples}; intervals want 2000 or more")
     source = rng.generator("bootstrap", seed)
     subsets, queries = losses.shape
-    dtype = torch.float32 if subsets <= 256 else torch.float64  # sums of products of ranks are integers up to subsets³, exact below 2²⁴
     picks = torch.randint(subsets, (resamples, subsets), generator=source)
-    weights = torch.zeros(resamples, subsets, dtype=dtype).scatter_add_(1, picks, torch.ones(picks.shape, dtype=dtype))
+    weights = torch.zeros(resamples, subsets).scatter_add_(1, picks, torch.ones(picks.shape)).to(_exact(subsets))
     picks = torch.randint(queries, (resamples, queries), generator=source)
     shares = torch.zeros(resamples, queries, dtype=torch.float64).scatter_add_(1, picks, torch.full(picks.shape, 1 / queries).double())
-    orders = {name: _Order(values, dtype) for name, values in effects.items()}
-    true_order = _Order(-losses, dtype)
+    orders = {name: _Order(values) for name, values in effects.items()}
+    true_order = _Order(-losses)
     draws: dict[str, list[Tensor]] = {name: [] for name in effects}
     for w, share in zip(weights.split(block), shares.split(block), strict=True):
         truth = _Truth(true_order, w)
