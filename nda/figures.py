@@ -1,7 +1,7 @@
 """Arrays in, matplotlib figures out: one palette and one label per method, everywhere."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -226,8 +226,8 @@ def intervals(tables: Mapping[str, pd.DataFrame], ceilings: Mapping[str, Sequenc
 def table(tables: Mapping[str, pd.DataFrame], ceilings: Mapping[str, Sequence[float]]) -> pd.DataFrame:
     """Tables of `nda.lds.summary` for a reader: one block of rows per table, intervals in brackets, the seed ceiling last."""
 
-    def brackets(low: pd.Series, high: pd.Series) -> list[str]:
-        return [f"[{a:.1f}, {b:.1f}]" for a, b in zip(low, high, strict=True)]
+    def brackets(low: Iterable[float], high: Iterable[float]) -> list[str]:
+        return [f"[{a:.1f},\u00a0{b:.1f}]" for a, b in zip(low, high, strict=True)]  # no line ends inside
 
     blocks = {}
     for name, values in tables.items():
@@ -240,7 +240,7 @@ def table(tables: Mapping[str, pd.DataFrame], ceilings: Mapping[str, Sequence[fl
         ceiling, low, high = ceilings[name]
         columns["of ceiling, %"] = (100 * values["lds"] / ceiling).map("{:.0f}".format) if ceiling > 0 else ""
         block = pd.DataFrame(columns).set_axis([label(method) for method in values["method"]])
-        last = {"LDS, %": f"{ceiling:.1f}", "95 % interval": f"[{low:.1f}, {high:.1f}]"}
+        last = {"LDS, %": f"{ceiling:.1f}", "95 % interval": brackets([low], [high])}
         blocks[name] = pd.concat([block, pd.DataFrame(last, index=["Seed ceiling"])]).fillna("")
     return pd.concat(blocks)
 

@@ -53,7 +53,7 @@ def _paler(colour: str) -> str:
 
 
 METHODS = {
-    key + suffix: method if not suffix else Method(f"{method.label}, K = 10", _paler(method.colour), method.needs)
+    key + suffix: method if not suffix else Method(f"{method.label}, K\u00a0=\u00a010", _paler(method.colour), method.needs)
     for key, method in ALL.items()
     for suffix in (("", FEWER) if method.needs in (MODEL, CHECKPOINTS) else ("",))
 }
