@@ -26,11 +26,13 @@ METHODS = {"TRAK": "loss", "D-TRAK": "output_norm", DAS: DAS_OUTPUT}  # what eac
 
 @dataclass(frozen=True)
 class Variant:
-    """A method with every setting but its damping. share: of the train images, those nearest to the query, which alone are scored."""
+    """A method with its settings. share: of the train images, those nearest to the query, which alone are scored. dampings: that it may
+    choose from."""
 
     readout: Readout
     projection: Projection | None = None
     share: float = 1.0
+    dampings: tuple[float, ...] = trak.DAMPINGS
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
@@ -57,6 +59,9 @@ def variants(
     for method, base in bases.items():
         for number in ks:
             yield f"K, {method}", str(number), Variant(replace(base, timesteps=uniform_timesteps(number)), projection)
+    for method, base in bases.items():
+        for damping in trak.DAMPINGS[::2]:
+            yield f"damping, {method}", f"{damping:g}", Variant(base, projection, dampings=(damping,))
     for method, base in kernels.items():
         for size in dict.fromkeys([*map(Projection, dims), projection]):
             yield f"projection, {method}", str(size.dim) if size else "none", Variant(base, size)
@@ -129,16 +134,20 @@ def _name(readout: Readout, projection: Projection | None) -> str:
 
 
 def tuned_scores(
-    products: Mapping[str, Tensor], near: Mapping[str, Bool[Tensor, "query train"]], results: Store
+    products: Mapping[str, Tensor],
+    near: Mapping[str, Bool[Tensor, "query train"]],
+    results: Store,
+    *,
+    dampings: Sequence[float] = trak.DAMPINGS,
 ) -> tuple[float, dict[str, Float[Tensor, "query train"]]]:
-    """The damping that is best on the `select` subsets for the choosing half of the validation queries, and all queries' scores at it.
+    """The one of `dampings` that is best on the `select` subsets for the choosing half of the validation queries, and the scores at it.
 
     products: of `inner_products`, DAS's if they have a residual. near: the candidates of each kind of queries; the others score 0.
     """
     kernel = trak.Kernel(products["train"])
     method: Callable[..., Tensor] = trak.das_scores if "residual" in products else trak.trak_scores
     rest = [kernel, products["residual"]] if "residual" in products else [kernel]
-    path = {damping: scores * near["val"] for damping, scores in trak.damping_path(method, products["val"], *rest)}
+    path = {damping: scores * near["val"] for damping, scores in trak.damping_path(method, products["val"], *rest, dampings=dampings)}
     damping = selection.chosen(selection.lds_path(path, "val", results))
     return damping, {kind: method(products[kind], *rest, damping=damping) * near[kind] for kind in KINDS}
 
@@ -157,8 +166,8 @@ def table(
     """One row per ablation, setting and kind of queries, "val" and "gen", with the columns of `nda.ablations.lds_row`.
 
     model, readout, projection: those of the profile, whose images are in `store`; each method has its own output and `unit_norm`. ks,
-    dims, shares: as in `variants`. Each row has its own damping, chosen by `tuned_scores`. A killed run goes on by the same call, from the
-    inner products in `store`. Raises InputError.
+    dims, shares: as in `variants`. Each row has its own damping, chosen by `tuned_scores`, but where the damping is ablated. A killed run
+    goes on by the same call, from the inner products in `store`. Raises InputError.
     """
     tried = list(variants(readout, projection, ks=ks, dims=dims, shares=shares))
     images = {kind: store.load(kind, "image chan row col") for kind in ("train", *KINDS)}
@@ -170,7 +179,7 @@ def table(
         products = inner_products(model, shared, list(dict.fromkeys(variant.projection for variant in members)), store)
         for variant in members:
             near = {kind: candidates(images[kind], images["train"], variant.share) for kind in KINDS}
-            _, scores = tuned_scores(products[variant.projection], near, results)
+            _, scores = tuned_scores(products[variant.projection], near, results, dampings=variant.dampings)
             rows |= {(variant, kind): lds_row(scores[kind], kind, results) for kind in KINDS}
     found = ({"ablation": name, "setting": to, "queries": kind} | rows[v, kind] for name, to, v in tried for kind in KINDS)
     return pd.DataFrame(found)

@@ -103,10 +103,10 @@ def solved(readout, damping, projection=None):
     return {kind: made[kind] @ inverse @ phi.T if projection else made[kind] @ phi.T @ inverse for kind in ("val", "gen")}
 
 
-def by_hand(results, readout, projection=None, times=lambda scores, kind: scores):
+def by_hand(results, readout, projection=None, times=lambda scores, kind: scores, dampings=trak.DAMPINGS):
     """Both rows of a variant: its dampings, tried one after the other, the first that is best on `select`, and the LDS there."""
     tried = {}
-    for damping in trak.DAMPINGS:
+    for damping in dampings:
         scores = solved(readout, damping, projection)
         tried[damping] = {kind: times(values, kind) for kind, values in scores.items()}
     selected = {damping: mean_spearman(scores["val"], "val", "select", results) for damping, scores in tried.items()}
@@ -145,6 +145,14 @@ def assert_rows(table, ablation, setting, expected):
 def test_rows_are_those_of_an_explicit_inverse(home, ablation, setting, output, timesteps, projection):
     readout = Readout(output, timesteps, noise_seed=5)
     assert_rows(home[1], ablation, setting, by_hand(Store(home[0] / "results"), readout, projection)[1])
+
+
+@pytest.mark.parametrize(("setting", "damping"), [("1e-05", 1e-5), ("0.1", 0.1), ("1000", 1e3)])
+def test_a_damping_that_is_ablated_is_not_chosen(home, setting, damping):
+    expected = by_hand(Store(home[0] / "results"), replace(READOUT, model_output="output_norm"), dampings=[damping])[1]
+    assert_rows(home[1], "damping, D-TRAK", setting, expected)
+    shown = [row(home[1], "damping, D-TRAK", f"{d:g}", "val")["select"] for d in trak.DAMPINGS[::2]]
+    assert len(set(shown)) > 3 and max(shown) <= row(home[1], "K, D-TRAK", "4", "val")["select"] + 1e-6
 
 
 @pytest.mark.parametrize(
@@ -190,6 +198,8 @@ def test_every_setting_is_there_once_for_each_kind(home):
     expected = []
     for method in ("TRAK", "D-TRAK", DAS):
         expected += [(f"K, {method}", k) for k in ("2", "4")]
+    for method in ("TRAK", "D-TRAK", DAS):
+        expected += [(f"damping, {method}", f"{damping:g}") for damping in trak.DAMPINGS[::2]]
     for method in ("TRAK", "D-TRAK"):
         expected += [(f"projection, {method}", size) for size in ("16", "64", "none")]
     for method in ("TRAK", "D-TRAK", DAS):
