@@ -1,13 +1,15 @@
 # make book | make test: the two commands. Everything else is a part of them.
 PYTHON ?= python3
 PROFILE ?= smoke
+RESULTS ?= small
 BIN := .venv/bin
 
 .PHONY: help env book run test lint lock clean
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
-book: run  ## run the notebooks of PROFILE (default smoke), build the book, print its first page
+book: run  ## run the notebooks of PROFILE (default smoke) and the results pages of RESULTS (default small), build the book
+	$(BIN)/python -m nda run --profile $(RESULTS) --only 10 11
 	$(BIN)/jupyter-book build . -n -W --keep-going -q
 	NDA_BOOK=. $(BIN)/python -m pytest tests/test_book.py tests/test_lds_page.py
 	@echo "The book: $(CURDIR)/_build/html/index.html"

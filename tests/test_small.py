@@ -6,6 +6,7 @@ import torch
 from nda import lds, pipeline, references, rng, scoring
 from nda.ablations import best_windows
 from nda.checks import InputError
+from nda.methods import METHODS
 from nda.store import Store
 from nda.subsets import REPORT
 
@@ -64,3 +65,8 @@ def test_transposed_scores_are_refused_although_the_matrix_is_square():
     scores = references.datamodel(losses, SMALL.load("masks/select"))
     with pytest.raises(InputError, match="look transposed"):
         scoring.score(scores.T, "val", SMALL)
+
+
+def test_every_method_is_in_the_tables_or_could_not_run():
+    missing = {m for m in METHODS if not any(f"effects/{m}-{queries}" in SMALL for queries in REPORT)}
+    assert missing <= {"clip_dot", "clip_cosine", "empirical_influence", "datamodel"}  # no weights; fitted on the page
