@@ -115,6 +115,8 @@ def test_intervals(page, results, kind, queries):
     """By a bootstrap of our own, other draws and fewer: ends agree within a fifth of the interval's width, twice what chance allows."""
     transform, source, draws = CENTRING[kind], np.random.default_rng(0), []
     losses = transform(truth(results, queries).mean(1))
+    if len(losses) < 20:
+        pytest.skip("an interval from a handful of subsets has no steady ends")
     keys = ("pixel_dot", "nda_two_scale", "d_trak")
     effects = [transform(results[f"effects/{key}-{queries}"]["value"].astype(float)[:, HALF[queries]]) for key in keys]
     for _ in range(300):
@@ -187,6 +189,8 @@ def without(losses, masks):
 @pytest.mark.parametrize(("key", "fit"), [("empirical_influence", without), ("datamodel", ridge)])
 def test_references_are_fitted_on_select_alone(page, results, key, fit):
     masks = {family: results[f"masks/{family}"]["value"].astype(float) for family in ("select", "report")}
+    if key == "datamodel" and len(masks["select"]) < 16:
+        pytest.skip("so few equations leave effects that are equal but for rounding, and ranks that hang on it")
     for queries in HALF:
         row = scores_table(page, "plain").get((queries, METHODS[key].label))
         if row:
