@@ -2,7 +2,7 @@
 
     NDA_DATA=/path/to/cifar10 python benchmarks/regime.py [--workers 2]
 
-The regime of the profile `small` was chosen from this table and then fixed; `report` subsets play no part. A killed run goes on by the
+The regime of the profile `small` was chosen from the first three and then fixed; `report` subsets play no part. A killed run goes on by the
 same command. Writes `data/results/small/regime.csv`, which notebook 03 shows.
 """
 
