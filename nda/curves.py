@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from scipy.stats import rankdata
 from torch import Tensor
 
-from nda.figures import INK, canvas, label, show
+from nda.figures import INK, brackets, canvas, label, show
 from nda.methods import METHODS
 
 QUIET = {"color": "#bbbbbb", "linewidth": 1, "zorder": 0}
@@ -93,6 +93,17 @@ def agreement(scores: Mapping[str, Float[Tensor, "query train"]]) -> pd.DataFram
     units = torch.stack([F.normalize(rank - rank.mean(1, keepdim=True), dim=1) for rank in ranks])  # [method, query, train]
     names = [label(name) if name in METHODS else name for name in scores]
     return pd.DataFrame((torch.einsum("aqt,bqt->ab", units, units) / units.shape[1]).numpy(), names, names)
+
+
+def differences(tables: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFrame:
+    """Tables of `nda.lds.summary` for a reader: each method's difference to their reference with its interval, one column per table."""
+    columns = {}
+    for name, values in tables.items():
+        intervals = brackets(values["gain_low"], values["gain_high"])
+        cells = [f"{gain:+.1f} {interval}" for gain, interval in zip(values["gain"], intervals, strict=True)]
+        columns[name] = pd.Series(cells, values["method"])
+    every = pd.DataFrame(columns)
+    return every.reindex([method for method in METHODS if method in every.index]).rename(index=label).rename_axis(None).fillna("not run")
 
 
 def heat(tables: Mapping[str, pd.DataFrame], *, xlabel: str, unit: str) -> Figure:

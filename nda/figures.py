@@ -223,11 +223,13 @@ def intervals(tables: Mapping[str, pd.DataFrame], ceilings: Mapping[str, Sequenc
     return figure
 
 
+def brackets(low: Iterable[float], high: Iterable[float]) -> list[str]:
+    """Intervals as a table shows them, with one decimal; no line ends inside."""
+    return [f"[{a:.1f},\u00a0{b:.1f}]" for a, b in zip(low, high, strict=True)]
+
+
 def table(tables: Mapping[str, pd.DataFrame], ceilings: Mapping[str, Sequence[float]]) -> pd.DataFrame:
     """Tables of `nda.lds.summary` for a reader: one block of rows per table, intervals in brackets, the seed ceiling last."""
-
-    def brackets(low: Iterable[float], high: Iterable[float]) -> list[str]:
-        return [f"[{a:.1f},\u00a0{b:.1f}]" for a, b in zip(low, high, strict=True)]  # no line ends inside
 
     blocks = {}
     for name, values in tables.items():

@@ -69,6 +69,16 @@ def ends(cell):
     return np.array([float(end) for end in cell.strip("[]").split(",")])
 
 
+def difference(page, kind, queries, key):
+    """Of a method to NDA at two scales: the number and its interval."""
+    found = next(
+        rows for header, rows in tables(page) if header == ["", "plain", "centred", "plain", "centred", "", "val", "val", "gen", "gen"]
+    )
+    return found["", METHODS[key].label][
+        [("plain", "val"), ("centred", "val"), ("plain", "gen"), ("centred", "gen")].index((kind, queries))
+    ].split(" ", 1)
+
+
 def truth(results, queries):
     """Losses `[subset, seed, query]` of the reported queries."""
     return results[f"losses/report-{queries}"]["value"].astype(float)[:, :, HALF[queries]].mean(3)
@@ -93,7 +103,7 @@ def test_scores_gains_and_shares(page, results, kind):
             for k in METHODS
             if f"effects/{k}-{queries}" in results
         }
-        reference = mean_lds(transform(effects["pixel_dot"]), losses)
+        reference, nda = (mean_lds(transform(effects[key]), losses) for key in ("pixel_dot", "nda_two_scale"))
         for (block, label), cells in found.items():
             if block == queries and label in KEYS and KEYS[label] not in RETRAINED:
                 score = mean_lds(transform(effects.pop(KEYS[label])), losses)
@@ -103,6 +113,7 @@ def test_scores_gains_and_shares(page, results, kind):
                     label
                 )  # of few subsets a percentile interval may miss the value
                 assert float(cells[2]) == pytest.approx(score - reference, abs=0.051), label
+                assert float(difference(page, kind, queries, KEYS[label])[0]) == pytest.approx(score - nda, abs=0.051), label
                 assert (not best and not cells[4]) or float(cells[4]) == pytest.approx(100 * score / best, abs=0.51), label
                 seen += 1
         assert not effects, f"not in the table: {', '.join(effects)}"
@@ -123,9 +134,10 @@ def test_intervals(page, results, kind, queries):
         rows, columns = (source.integers(n, size=n) for n in losses.shape)
         draws.append([mean_lds(values[rows][:, columns], losses[rows][:, columns]) for values in effects])
     draws = np.array(draws)
-    for key, own, gain in zip(keys, draws.T, (draws - draws[:, :1]).T, strict=True):
+    gains, to_nda = (draws - draws[:, [keys.index(reference)]] for reference in ("pixel_dot", "nda_two_scale"))
+    for key, own, gain, apart in zip(keys, draws.T, gains.T, to_nda.T, strict=True):
         cells = scores_table(page, kind)[queries, METHODS[key].label]
-        for cell, values in ((cells[1], own), (cells[3], gain)):
+        for cell, values in ((cells[1], own), (cells[3], gain), (difference(page, kind, queries, key)[1], apart)):
             low, high = np.percentile(values, [2.5, 97.5])
             np.testing.assert_allclose(ends(cell), [low, high], atol=0.1 + (high - low) / 5, err_msg=key)
 
