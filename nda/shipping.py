@@ -44,7 +44,7 @@ def provenance(profile: str) -> str:
     seeds = [f"{family} models {info['parameters']['seeds']}" for family, info in losses.items()]
     data = results.info("masks/report")["parameters"]
     facts = {
-        "commands": f"`python -m nda run --profile {profile}` and `python -m nda ship --profile {profile}`, as in the book",
+        "commands": f"`python -m nda run --profile {profile}` and the others of the book's page *Run it again*, `ship` last",
         "data": f"`{Path(data['dataset']).name}` at {data['size']} x {data['size']}: {data['origin']}",
         "sha256 of the pool's pixels": data["pool_sha256"],
         "commit when this page was written": _commit(),
