@@ -1,10 +1,12 @@
-"""How much faster is the fused engine? One query, one timestep, top_k 100, one thread; all engines in one run.
+"""How much faster is the fused engine? One query, one timestep, top_k 100, one thread; all engines
+in one run.
 
     python benchmarks/engine.py [--train 512] [--data /path/to/images]
 
-Prints, per case, milliseconds per train image and ratios: against `conv`, our convolution engine (float64 sums; compares only windows
-that may meet), and against the convolution of the released code (float32; 10 outside the image, all windows compared, blocked softmax
-and top-k). Then the gain of a second thread and the memory that a run adds. Without `--data` the images are smoothed noise.
+Prints, per case, milliseconds per train image and ratios: against `conv`, our convolution engine
+(float64 sums; compares only windows that may meet), and against the convolution of the released
+code (float32; 10 outside the image, all windows compared, blocked softmax and top-k). Then the gain
+of a second thread and the memory that a run adds. Without `--data` the images are smoothed noise.
 """
 
 import argparse
@@ -17,12 +19,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nda import images, rng
-from nda.patches import patch_scores, shared_noise
+from nda import rng
+from nda.data import images
+from nda.nonparametric.patches import patch_scores, shared_noise
 from nda.schedule import sigma, signal
 
-# side, window, coarse, timestep: the paper's windows for timestep 100, a large one at its largest timestep, small images
-CASES = [(32, 5, False, 100), (32, 7, False, 100), (32, 7, False, 300), (32, 15, False, 500), (32, 14, True, 100), (16, 5, False, 100)]
+# side, window, coarse, timestep: the paper's windows for timestep 100, a large one at its largest
+# timestep, small images
+CASES = [
+    (32, 5, False, 100),
+    (32, 7, False, 100),
+    (32, 7, False, 300),
+    (32, 15, False, 500),
+    (32, 14, True, 100),
+    (16, 5, False, 100),
+]
 
 
 def pictures(count: int, size: int, data: str | None) -> Tensor:
@@ -31,12 +42,27 @@ def pictures(count: int, size: int, data: str | None) -> Tensor:
         found = images.load(data, split="train", size=size).pixels
         return found[torch.randperm(len(found), generator=rng.generator("benchmark"))[:count]]
     noise = torch.randn(count, 3, size, size, generator=rng.generator("benchmark"))
-    smooth = torch.stack([F.interpolate(F.avg_pool2d(noise, k), size=size, mode="bilinear") * k for k in (1, 2, 4, 8)]).sum(0)
+    smooth = torch.stack(
+        [
+            F.interpolate(F.avg_pool2d(noise, k), size=size, mode="bilinear") * k
+            for k in (1, 2, 4, 8)
+        ]
+    ).sum(0)
     return (smooth / 3).clamp(-1, 1)
 
 
-def released(queries: Tensor, train: Tensor, *, timestep: int, patch: int, top_k: int, noise: Tensor, block: int = 32) -> Tensor:
-    """The released code's way, written anew: one convolution per block of query patches, with 10 outside the image on both sides."""
+def released(
+    queries: Tensor,
+    train: Tensor,
+    *,
+    timestep: int,
+    patch: int,
+    top_k: int,
+    noise: Tensor,
+    block: int = 32,
+) -> Tensor:
+    """The released code's way, written anew: one convolution per block of query patches, with 10
+    outside the image on both sides."""
     before, scores = (patch - 1) // 2, torch.zeros(len(queries), len(train))
     bank = F.pad(signal(timestep) * train, [before] * 4, value=10.0)
     squares = F.conv2d(bank.square(), torch.ones(1, bank.shape[1], patch, patch))
@@ -44,8 +70,14 @@ def released(queries: Tensor, train: Tensor, *, timestep: int, patch: int, top_k
         for kernel in F.unfold(F.pad(query[None], [before] * 4, value=10.0), patch)[0].T.split(64):
             tops, sums = [], []
             for start in range(0, len(bank), block):
-                product = F.conv2d(bank[start : start + block], kernel.unflatten(1, (-1, patch, patch)))
-                distance = squares[start : start + block] + kernel.square().sum(1)[:, None, None] - 2 * product
+                product = F.conv2d(
+                    bank[start : start + block], kernel.unflatten(1, (-1, patch, patch))
+                )
+                distance = (
+                    squares[start : start + block]
+                    + kernel.square().sum(1)[:, None, None]
+                    - 2 * product
+                )
                 logits = -distance.clamp_min(0).flatten(2) / (2 * sigma(timestep) ** 2)
                 tops.append(logits.topk(min(top_k, logits.shape[2]), 2).values.logsumexp(2))
                 sums.append(logits.logsumexp(2))
@@ -63,26 +95,41 @@ def seconds(function: Callable[[], Tensor], repeat: int = 1) -> float:
     return min(times)
 
 
-def compare(size: int, patch: int, coarse: bool, timestep: int, *, n_train: int, data: str | None) -> None:
+def compare(
+    size: int, patch: int, coarse: bool, timestep: int, *, n_train: int, data: str | None
+) -> None:
     """One line of the table."""
     train, query = pictures(n_train + 1, size, data).split([n_train, 1])
-    options: dict[str, Any] = {"timestep": timestep, "patch": patch, "top_k": 100, "noise": shared_noise(query, timestep, 0)}
+    options: dict[str, Any] = {
+        "timestep": timestep,
+        "patch": patch,
+        "top_k": 100,
+        "noise": shared_noise(query, timestep, 0),
+    }
     fused = seconds(lambda: patch_scores(query, train, engine="fused", coarse=coarse, **options), 3)
     conv = seconds(lambda: patch_scores(query, train, engine="conv", coarse=coarse, **options))
     theirs = None if coarse else seconds(lambda: released(query, train, **options))
     torch.set_num_threads(2)
-    double = seconds(lambda: patch_scores(query, train, engine="fused", coarse=coarse, **options), 3)
+    double = seconds(
+        lambda: patch_scores(query, train, engine="fused", coarse=coarse, **options), 3
+    )
     torch.set_num_threads(1)
     name = f"{size}x{size}, {'coarse ' if coarse else ''}window {patch}, t = {timestep}"
     ratio = "" if theirs is None else f"{theirs / fused:9.0f}x"
-    print(f"{name:34s} {1e3 * fused / n_train:10.3f} {conv / fused:9.0f}x {ratio:>10s} {fused / double:10.2f}x", flush=True)
+    print(
+        f"{name:34s} {1e3 * fused / n_train:10.3f} {conv / fused:9.0f}x {ratio:>10s}"
+        f" {fused / double:10.2f}x",
+        flush=True,
+    )
 
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--train", type=int, default=512, help="train images")
-    parser.add_argument("--data", help="a data set or folder, as `nda.images.load` takes it")
+    parser.add_argument("--data", help="a data set or folder, as `nda.data.images.load` takes it")
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(f"{'':34s} {'ms / image':>10s} {'conv':>10s} {'released':>10s} {'2 threads':>11s}")

@@ -23,20 +23,26 @@ def run(
     backend: str = "loky",
     retries: int = 3,
 ) -> int:
-    """Call `function(task)` for every task that is not `done`, in `workers` processes of one thread each.
+    """Call `function(task)` for every task that is not `done`, in `workers` processes of one thread
+    each.
 
-    A function writes its own result; `done` looks for it, so the same call resumes a killed run and loses at most the tasks in
-    hand. When a worker process is killed, the tasks that are still missing are started again, up to `retries` times. Returns
-    how many tasks ran. `backend="dask"` sends the tasks to the current dask cluster.
+    A function writes its own result; `done` looks for it, so the same call resumes a killed run and
+    loses at most the tasks in hand. When a worker process is killed, the tasks that are still
+    missing are started again, up to `retries` times. Returns how many tasks ran. `backend="dask"`
+    sends the tasks to the current dask cluster.
     """
     todo = [task for task in tasks if not done(task)]
     total, asked = len(todo), os.getpid() if backend == "loky" else 0
-    jobs = max(1, min(workers, len(tasks)))  # not len(todo): the last task of many must not run, and be killed, in this process
+    jobs = max(
+        1, min(workers, len(tasks))
+    )  # not len(todo): the last task of many must not run, and be killed, in this process
     for attempt in range(retries + 1):
         if not todo:
             break
         try:
-            with tqdm(total=len(tasks), initial=len(tasks) - len(todo), desc=label, unit="task") as bar:
+            with tqdm(
+                total=len(tasks), initial=len(tasks) - len(todo), desc=label, unit="task"
+            ) as bar:
                 with joblib.parallel_config(backend=backend, n_jobs=jobs):
                     for _ in joblib.Parallel(return_as="generator_unordered")(
                         joblib.delayed(_alone)(function, task, asked) for task in todo
@@ -52,7 +58,8 @@ def run(
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Inside, torch uses one thread: the same bits whatever the machine's number of cores, and no crowd when workers share them."""
+    """Inside, torch uses one thread: the same bits whatever the machine's number of cores, and no
+    crowd when workers share them."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

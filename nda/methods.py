@@ -11,9 +11,13 @@ class Method(NamedTuple):
     needs: str  # beside the query
 
 
-IMAGES, MODEL, CHECKPOINTS, MODELS = "train images", "train images, model", "train images, checkpoints", "retrained models"
+IMAGES, MODEL, CHECKPOINTS, MODELS = (
+    "train images",
+    "train images, model",
+    "train images, checkpoints",
+    "retrained models",
+)
 EFFICIENTNET, CLIP = "train images, weights of EfficientNet", "train images, weights of CLIP"
-
 # The order here is the order in every table and figure; families share a hue.
 ALL = {
     "random": Method("Random (null)", "#9a9a9a", "nothing"),
@@ -44,7 +48,6 @@ ALL = {
     "empirical_influence": Method("Empirical influence", "#6d6d8f", MODELS),
     "datamodel": Method("Datamodel", "#3d3d66", MODELS),
 }
-
 FEWER = "_k10"  # key of a method's second run in one profile, with gradients at ten timesteps
 
 
@@ -53,7 +56,11 @@ def _paler(colour: str) -> str:
 
 
 METHODS = {
-    key + suffix: method if not suffix else Method(f"{method.label}, K\u00a0=\u00a010", _paler(method.colour), method.needs)
+    key + suffix: (
+        method
+        if not suffix
+        else Method(f"{method.label}, K\u00a0=\u00a010", _paler(method.colour), method.needs)
+    )
     for key, method in ALL.items()
     for suffix in (("", FEWER) if method.needs in (MODEL, CHECKPOINTS) else ("",))
 }

@@ -1,4 +1,5 @@
-"""Randomness by name: every draw has a name, and the same name gives the same draw on every run and machine."""
+"""Randomness by name: every draw has a name, and the same name gives the same draw on every run and
+machine."""
 
 import hashlib
 from collections.abc import Iterator
@@ -8,7 +9,8 @@ import torch
 
 
 def seed(*names: str | int) -> int:
-    """A 63-bit seed hashed from names such as `("subset", 17)`; distinct names give unrelated seeds."""
+    """A 63-bit seed hashed from names such as `("subset", 17)`; distinct names give unrelated
+    seeds."""
     for name in names:
         if isinstance(name, bool) or not isinstance(name, str | int):
             raise TypeError(f"names must be strings and integers, not {name!r}")
@@ -16,13 +18,15 @@ def seed(*names: str | int) -> int:
 
 
 def generator(*names: str | int) -> torch.Generator:
-    """A CPU generator seeded by its names; draws made with it are moved to the device afterwards, so they are the same everywhere."""
+    """A CPU generator seeded by its names; draws made with it are moved to the device afterwards,
+    so they are the same everywhere."""
     return torch.Generator().manual_seed(seed(*names))
 
 
 @contextmanager
 def seeded(*names: str | int) -> Iterator[None]:
-    """For libraries that only know the global random state (weight initialisation, dropout): seed it inside, restore it after."""
+    """For libraries that only know the global random state (weight initialisation, dropout): seed
+    it inside, restore it after."""
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed(*names))
         yield

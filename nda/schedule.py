@@ -1,10 +1,11 @@
-"""The DDPM noise schedule: linear betas 1e-4 … 0.02, timesteps 0…999 (Ho et al. 2020; diffusers' default)."""
+"""The DDPM noise schedule: linear betas 1e-4 … 0.02, timesteps 0…999 (Ho et al. 2020; diffusers'
+default)."""
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from nda.checks import check_timestep
+from nda.errors import check_timestep
 
 TIMESTEPS = 1000
 BETAS = torch.linspace(1e-4, 0.02, TIMESTEPS)  # float32, as in diffusers' DDPMScheduler
@@ -12,7 +13,8 @@ ALPHA_BAR = torch.cumprod(1 - BETAS, 0)
 
 
 def alpha_bar(timestep: int) -> float:
-    """ᾱ_t, the share of the signal's variance that is left at `timestep` (0…999; anything else is an InputError)."""
+    """ᾱ_t, the share of the signal's variance that is left at `timestep` (0…999; anything else is
+    an InputError)."""
     check_timestep(timestep)
     return ALPHA_BAR[timestep].item()
 
@@ -28,7 +30,9 @@ def sigma(timestep: int) -> float:
 
 
 def add_noise(
-    clean: Float[Tensor, "image chan row col"], timesteps: Int[Tensor, "image"], noise: Float[Tensor, "image chan row col"]
+    clean: Float[Tensor, "image chan row col"],
+    timesteps: Int[Tensor, "image"],
+    noise: Float[Tensor, "image chan row col"],
 ) -> Float[Tensor, "image chan row col"]:
     """x_t = √ᾱ_t x + √(1-ᾱ_t) ε, one timestep per image; pixels in [-1, 1] (DDPM, Eq. 4)."""
     left = ALPHA_BAR.to(clean)[timesteps][:, None, None, None]  # [image, 1, 1, 1]

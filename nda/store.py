@@ -1,4 +1,5 @@
-"""The only file that touches disk for results: tensors, weights and tables, each beside a JSON sidecar that says what it is."""
+"""The only file that touches disk for results: tensors, weights and tables, each beside a JSON
+sidecar that says what it is."""
 
 import hashlib
 import json
@@ -13,33 +14,47 @@ from time import perf_counter
 from typing import Any
 
 import pandas as pd
+import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from nda.checks import InputError
+from nda.errors import InputError
 
-VERSIONS = {name: version(name) for name in ("torch", "diffusers", "numpy")} | {"python": platform.python_version()}
+VERSIONS = {name: version(name) for name in ("torch", "diffusers", "numpy")} | {
+    "python": platform.python_version()
+}
 NOTEBOOKS = {
-    "train": "01_data", "val": "01_data", "masks": "01_data", "model": "02_diffusion_model", "gen": "02_diffusion_model",
-    "members": "03_subset_models", "losses": "03_subset_models", "curvature": "08_influence",
+    "train": "01_data",
+    "val": "01_data",
+    "masks": "01_data",
+    "model": "02_diffusion_model",
+    "gen": "02_diffusion_model",
+    "members": "03_subset_models",
+    "losses": "03_subset_models",
+    "curvature": "08_influence",
     "effects": "05_nda, 06_similarity, 07_gradients and 08_influence",
-}  # fmt: skip
+}
 Value = Tensor | Mapping[str, Tensor] | pd.DataFrame
 
 
 def home() -> Path:
-    """The folder that holds `data/` and `book/runs/`: `NDA_HOME`, else the repository, else the working directory."""
+    """The folder that holds `data/` and `book/runs/`: `NDA_HOME`, else the repository, else the
+    working directory."""
     repository = Path(__file__).resolve().parent.parent
-    return Path(os.environ.get("NDA_HOME") or (repository if (repository / "notebooks").is_dir() else Path.cwd()))
+    return Path(
+        os.environ.get("NDA_HOME")
+        or (repository if (repository / "notebooks").is_dir() else Path.cwd())
+    )
 
 
 class Store:
     """A folder of named results.
 
-    `save` writes a tensor or a dictionary of tensors (safetensors) or a table (CSV) and its sidecar; `load` gives it back
-    after checking its hash, its axes and that its inputs have not changed since. Nothing is pickled. A write is atomic: it
-    goes to a temporary file first, so that a full disk or a kill leaves the old result or none, never half of one.
+    `save` writes a tensor or a dictionary of tensors (safetensors) or a table (CSV) and its
+    sidecar; `load` gives it back after checking its hash, its axes and that its inputs have not
+    changed since. Nothing is pickled. A write is atomic: it goes to a temporary file first, so that
+    a full disk or a kill leaves the old result or none, never half of one.
     """
 
     def __init__(self, folder: Path | str):
@@ -52,7 +67,8 @@ class Store:
 
     @classmethod
     def results(cls, profile: str) -> "Store":
-        """`data/results/<profile>/`: the small sufficient statistics that the results notebooks read."""
+        """`data/results/<profile>/`: the small sufficient statistics that the results notebooks
+        read."""
         return cls(home() / "data" / "results" / profile)
 
     @classmethod
@@ -65,20 +81,34 @@ class Store:
 
     def names(self) -> list[str]:
         """All results here, sorted."""
-        return sorted(str(path.relative_to(self.folder))[: -len(".json")] for path in self.folder.rglob("*.json"))
+        return sorted(
+            str(path.relative_to(self.folder))[: -len(".json")]
+            for path in self.folder.rglob("*.json")
+        )
 
     def info(self, name: str) -> dict[str, Any]:
-        """The sidecar of a result: kind, axes, shape, dtype, sha256, parameters, inputs, seconds, device, versions, written."""
+        """The sidecar of a result: kind, axes, shape, dtype, sha256, parameters, inputs, seconds,
+        device, versions, written."""
         try:
             info = json.loads(self._sidecar(name).read_text(encoding="utf-8"))
         except FileNotFoundError:
             notebook = NOTEBOOKS.get(name.split("/")[0])
-            advice = f"run notebook {notebook} first (python -m nda run)" if notebook else "it has not been computed yet"
+            advice = (
+                f"run notebook {notebook} first (python -m nda run)"
+                if notebook
+                else "it has not been computed yet"
+            )
             raise InputError(f"{name} is missing in {self.folder}: {advice}") from None
         except ValueError:  # not JSON, or not even text
             info = None
-        if not isinstance(info, dict) or not {"kind", "axes", "sha256", "parameters", "inputs"} <= info.keys():
-            raise InputError(f"the sidecar of {name} in {self.folder} is damaged; delete it and compute {name} again")
+        if (
+            not isinstance(info, dict)
+            or not {"kind", "axes", "sha256", "parameters", "inputs"} <= info.keys()
+        ):
+            raise InputError(
+                f"the sidecar of {name} in {self.folder} is damaged; delete it and compute {name}"
+                " again"
+            )
         return info
 
     def save(
@@ -93,61 +123,104 @@ class Store:
     ) -> None:
         """Write `value` under `name`.
 
-        axes: names of a tensor's axes, for example `"subset seed query"`. parameters: what it was computed with; a result that is
-        already there with other parameters is an error, not overwritten. inputs: `{name: sha256}` of what it was computed from (see
-        `sha256`). seconds: wall-clock time it took. Raises InputError; then the folder is as before.
+        axes: names of a tensor's axes, for example `"subset seed query"`. parameters: what it was
+        computed with; a result that is already there with other parameters is an error, not
+        overwritten. inputs: `{name: sha256}` of what it was computed from (see `sha256`). seconds:
+        wall-clock time it took. Raises InputError; then the folder is as before.
         """
         parameters = _plain(parameters or {})
         if name in self and (old := self.info(name)["parameters"]) != parameters:
-            changed = ", ".join(k for k in sorted(old | parameters) if old.get(k) != parameters.get(k))
+            changed = ", ".join(
+                k for k in sorted(old | parameters) if old.get(k) != parameters.get(k)
+            )
             raise InputError(
-                f"{name} in {self.folder} was computed with other parameters ({changed}); delete that folder or choose another profile name"
+                f"{name} in {self.folder} was computed with other parameters ({changed}); delete"
+                " that folder or choose another profile name"
             )
         kind, suffix, payload = _encode(value)
         if isinstance(value, Tensor) and len(axes.split()) != value.ndim:
             raise InputError(f"axes of {name} must name {value.ndim} axes, not {axes!r}")
         sidecar = {
-            "kind": kind, "axes": axes, **_describe(value), "sha256": hashlib.sha256(payload).hexdigest(),
-            "parameters": parameters, "inputs": dict(inputs or {}), "seconds": seconds, "versions": VERSIONS,
+            "kind": kind,
+            "axes": axes,
+            **_describe(value),
+            "sha256": hashlib.sha256(payload).hexdigest(),
+            "parameters": parameters,
+            "inputs": dict(inputs or {}),
+            "seconds": seconds,
+            "versions": VERSIONS,
             "written": datetime.now(UTC).isoformat(timespec="seconds"),
-        }  # fmt: skip
-        self._replace({self._path(name, suffix): payload, self._sidecar(name): json.dumps(sidecar, indent=1, ensure_ascii=False).encode()})
+        }
+        self._replace(
+            {
+                self._path(name, suffix): payload,
+                self._sidecar(name): json.dumps(sidecar, indent=1, ensure_ascii=False).encode(),
+            }
+        )
 
     def matches(self, name: str, parameters: Mapping[str, Any], inputs: Mapping[str, str]) -> bool:
-        """Whether `name` is here, computed with these parameters from these inputs, so that it need not be computed again."""
+        """Whether `name` is here, computed with these parameters from these inputs, so that it need
+        not be computed again."""
         if name not in self:
             return False
         info = self.info(name)
         return info["parameters"] == _plain(parameters) and info["inputs"] == dict(inputs)
 
     def kept(
-        self, name: str, make: Callable[[], Value], *, axes: str = "", parameters: Mapping[str, Any], inputs: Mapping[str, str]
+        self,
+        name: str,
+        make: Callable[[], Value],
+        *,
+        axes: str = "",
+        parameters: Mapping[str, Any],
+        inputs: Mapping[str, str],
     ) -> Any:
-        """What is under `name` if it was computed with these parameters from these inputs; if not, what `make` returns, saved there.
+        """What is under `name` if it was computed with these parameters from these inputs; if not,
+        what `make` returns, saved there.
 
-        For intermediate results, which a killed run need not compute again: one that does not match is replaced. Raises InputError.
+        For intermediate results, which a killed run need not compute again: one that does not match
+        is replaced. Raises InputError.
         """
         if not self.matches(name, parameters, inputs):
             started, value = perf_counter(), make()
             self.delete(name)
-            self.save(name, value, axes=axes, parameters=parameters, inputs=inputs, seconds=perf_counter() - started)
+            self.save(
+                name,
+                value,
+                axes=axes,
+                parameters=parameters,
+                inputs=inputs,
+                seconds=perf_counter() - started,
+            )
         return self.load(name)
 
     def load(self, name: str, axes: str | None = None) -> Any:
-        """The result called `name`: a tensor, a dictionary of tensors, or a table. Raises InputError if it is missing, was changed
-        on disk, has other axes than asked for, or was computed from inputs that have been replaced since."""
+        """The result called `name`: a tensor, a dictionary of tensors, or a table. Raises
+        InputError if it is missing, was changed on disk, has other axes than asked for, or was
+        computed from inputs that have been replaced since."""
         info = self.info(name)
         path = self._path(name, ".csv" if info["kind"] == "table" else ".safetensors")
         payload = path.read_bytes() if path.exists() else b""
         if hashlib.sha256(payload).hexdigest() != info["sha256"]:
-            raise InputError(f"{path} does not match the sha256 in its sidecar; delete both and compute {name} again")
+            raise InputError(
+                f"{path} does not match the sha256 in its sidecar; delete both and compute {name}"
+                " again"
+            )
         if axes is not None and info["axes"] != axes:
             raise InputError(
-                f"{name} in {self.folder} has axes {info['axes']!r}, not {axes!r}; it is from another version, compute it again"
+                f"{name} in {self.folder} has axes {info['axes']!r}, not {axes!r}; it is from"
+                " another version, compute it again"
             )
-        stale = [i for i, sha256 in info["inputs"].items() if i in self and self.info(i)["sha256"] != sha256]
+        stale = [
+            i
+            for i, sha256 in info["inputs"].items()
+            if i in self and self.info(i)["sha256"] != sha256
+        ]
         if stale:
-            raise InputError(f"{name} in {self.folder} was computed from another {stale[0]}; delete {name} and compute it again")
+            raise InputError(
+                f"{name} in {self.folder} was computed from another {stale[0]}; delete {name} and"
+                " compute it again"
+            )
         return _decode(info["kind"], payload)
 
     def sha256(self, *names: str) -> dict[str, str]:
@@ -171,7 +244,8 @@ class Store:
         return self._path(name, ".json")
 
     def _replace(self, files: Mapping[Path, bytes]) -> None:
-        """Write all files or none; the last one is the sidecar, without which a result does not exist."""
+        """Write all files or none; the last one is the sidecar, without which a result does not
+        exist."""
         temporary: dict[Path, Path] = {}
         sidecar = list(files)[-1]
         try:
@@ -186,7 +260,10 @@ class Store:
             for path, written in temporary.items():
                 os.replace(written, path)
         except OSError as error:
-            raise InputError(f"could not write {sidecar.with_suffix('')}: {error.strerror}; what was there before is intact") from error
+            raise InputError(
+                f"could not write {sidecar.with_suffix('')}: {error.strerror}; what was there"
+                " before is intact"
+            ) from error
         finally:
             for written in temporary.values():
                 written.unlink(missing_ok=True)
@@ -201,14 +278,18 @@ def _encode(value: Value) -> tuple[str, str, bytes]:
     if isinstance(value, pd.DataFrame):
         return "table", ".csv", value.to_csv(index=False).encode()
     tensors = {"value": value} if isinstance(value, Tensor) else value
-    payload = save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    payload = save_tensors(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    )
     return ("tensor" if isinstance(value, Tensor) else "tensors"), ".safetensors", payload
 
 
 def _decode(kind: str, payload: bytes) -> Any:
     if kind == "table":
         # exact floats, and a method called "null" stays one
-        return pd.read_csv(BytesIO(payload), float_precision="round_trip", keep_default_na=False, na_values=[""])
+        return pd.read_csv(
+            BytesIO(payload), float_precision="round_trip", keep_default_na=False, na_values=[""]
+        )
     tensors = load_tensors(payload)
     return tensors["value"] if kind == "tensor" else tensors
 
@@ -218,4 +299,19 @@ def _describe(value: Value) -> dict[str, Any]:
         return {"shape": list(value.shape), "dtype": str(value.dtype), "device": str(value.device)}
     if isinstance(value, pd.DataFrame):
         return {"shape": list(value.shape), "dtype": "table", "device": "cpu"}
-    return {"shape": {k: list(v.shape) for k, v in value.items()}, "dtype": sorted({str(v.dtype) for v in value.values()}), "device": "cpu"}
+    return {
+        "shape": {k: list(v.shape) for k, v in value.items()},
+        "dtype": sorted({str(v.dtype) for v in value.values()}),
+        "device": "cpu",
+    }
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """The sha256 of tensors, with their names, shapes and dtypes."""
+    made = hashlib.sha256()
+    for name, tensor in tensors.items():
+        made.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        made.update(
+            tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        )
+    return made.hexdigest()

@@ -1,4 +1,5 @@
-"""Settings of all tests: no progress bars, one thread (the tensors are tiny), the same hypothesis examples on every run."""
+"""Settings of all tests: no progress bars, one thread (the tensors are tiny), the same hypothesis
+examples on every run."""
 
 import os
 import subprocess
@@ -17,22 +18,35 @@ settings.load_profile("nda")
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Each file's tests in one process, and in one process all that need the tiny book, so that it is made once."""
+    """Each file's tests in one process, and in one process all that need the tiny book, so that it
+    is made once."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid):
             file = nodeid.split("::")[0]
-            return "the tiny book" if file in ("tests/test_book.py", "tests/test_lds_page.py", "tests/test_notebooks.py") else file
+            return (
+                "the tiny book"
+                if file
+                in (
+                    "tests/test_book.py",
+                    "tests/test_lds_page.py",
+                    "tests/test_notebooks.py",
+                )
+                else file
+            )
 
     return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")
 def tiny_home(tmp_path_factory):
-    """All notebooks executed at profile `tiny`, by the command that users type, in a folder of their own."""
+    """All notebooks executed at profile `tiny`, by the command that users type, in a folder of
+    their own."""
     home = tmp_path_factory.mktemp("tiny")
     command = [sys.executable, "-m", "nda", "run", "--profile", "tiny"]
-    done = subprocess.run(command, env=os.environ | {"NDA_HOME": str(home)}, capture_output=True, text=True)
+    done = subprocess.run(
+        command, env=os.environ | {"NDA_HOME": str(home)}, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return home

@@ -1,4 +1,5 @@
-"""Ablations of NDA: kept parts add up to the scores, each configuration changes one setting, and rows are scipy's."""
+"""Ablations of NDA: kept parts add up to the scores, each configuration changes one setting, and
+rows are scipy's."""
 
 from dataclasses import asdict, replace
 
@@ -7,9 +8,13 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from nda import ablations, lds, rng
-from nda.ablations import best_windows, kept_scores, lds_row, settings, table, windows
-from nda.nonparametric import NDAConfig, Scale, nda_scores
+from nda import rng
+from nda.evidence import lds
+from nda.evidence.ablations import nonparametric
+from nda.evidence.ablations.nonparametric import best_windows, kept_scores, settings, table, windows
+from nda.evidence.truth import lds_row
+from nda.nonparametric.config import NDAConfig, Scale
+from nda.nonparametric.scores import nda_scores
 from nda.store import Store
 
 COUNTS = {"train": 6, "val": 4, "gen": 3}
@@ -20,7 +25,9 @@ COARSE = NDAConfig.single({100: 4, 400: 6}, coarse=True)
 
 
 def draw(name, *shape):
-    return torch.rand(*shape, generator=rng.generator("ablations", name), dtype=torch.float64) * 2 - 1
+    return (
+        torch.rand(*shape, generator=rng.generator("ablations", name), dtype=torch.float64) * 2 - 1
+    )
 
 
 @pytest.fixture
@@ -30,9 +37,15 @@ def stores(tmp_path):
     for kind, count in COUNTS.items():
         store.save(kind, draw(kind, count, 1, 6, 6), axes="image chan row col")
     for family in ("select", "report"):
-        results.save(f"masks/{family}", draw(family, SUBSETS, COUNTS["train"]) > 0, axes="subset train")
+        results.save(
+            f"masks/{family}", draw(family, SUBSETS, COUNTS["train"]) > 0, axes="subset train"
+        )
         for kind in ("val", "gen"):
-            results.save(f"losses/{family}-{kind}", draw(f"{family} {kind}", SUBSETS, 2, COUNTS[kind], 3), axes="subset seed query group")
+            results.save(
+                f"losses/{family}-{kind}",
+                draw(f"{family} {kind}", SUBSETS, 2, COUNTS[kind], 3),
+                axes="subset seed query group",
+            )
     return store, results
 
 
@@ -40,7 +53,11 @@ def stores(tmp_path):
 def calls(monkeypatch):
     """The configurations that `nda_scores` is asked for from now on."""
     made = []
-    monkeypatch.setattr(ablations, "nda_scores", lambda q, t, config: made.append(config) or nda_scores(q, t, config))
+    monkeypatch.setattr(
+        nonparametric,
+        "nda_scores",
+        lambda q, t, config: made.append(config) or nda_scores(q, t, config),
+    )
     return made
 
 
@@ -50,11 +67,19 @@ CONFIGS = {
     "single": SINGLE,
     "coarse": COARSE,
     "two scales": TWO,
-    "three scales": replace(TWO, scales={100: (Scale(1, weight=3.0), *TWO.scales[100]), 400: (Scale(3),)}),
+    "three scales": replace(
+        TWO, scales={100: (Scale(1, weight=3.0), *TWO.scales[100]), 400: (Scale(3),)}
+    ),
     "one side at both scales": replace(SINGLE, scales={100: (Scale(4), Scale(4, coarse=True))}),
     "two draws": replace(TWO, draws=2, noise_seed=3),
     "no draws": replace(SINGLE, draws=0, temperature=0.3),
-    "zero weight": replace(TWO, scales={100: (Scale(3, weight=0.0), Scale(4, True, 2.0)), 400: (Scale(4), Scale(6, True, 0.0))}),
+    "zero weight": replace(
+        TWO,
+        scales={
+            100: (Scale(3, weight=0.0), Scale(4, True, 2.0)),
+            400: (Scale(4), Scale(6, True, 0.0)),
+        },
+    ),
     "the rest": replace(TWO, top_k=2, borders="zero", flips=True, per_position=False),
 }
 
@@ -64,7 +89,9 @@ CONFIGS = {
 def test_kept_scores_are_nda_scores(stores, config, kind):
     expected = nda_scores(draw(kind, COUNTS[kind], 1, 6, 6), draw("train", 6, 1, 6, 6), config)
     for _ in range(2):  # made, then put together from what is kept
-        torch.testing.assert_close(kept_scores(config, kind, stores[0], CPU), expected, rtol=0, atol=1e-12)
+        torch.testing.assert_close(
+            kept_scores(config, kind, stores[0], CPU), expected, rtol=0, atol=1e-12
+        )
 
 
 def test_parts_are_computed_once_for_all_configurations(stores, calls):
@@ -92,7 +119,9 @@ def test_parts_of_other_images_are_made_anew(stores, calls, changed):
     store.save(changed, draw("another", COUNTS[changed], 1, 6, 6), axes="image chan row col")
     after = kept_scores(SINGLE, "val", store, CPU)
     assert len(calls) == 4 and not torch.allclose(before, after)
-    torch.testing.assert_close(after, nda_scores(store.load("val"), store.load("train"), SINGLE), rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        after, nda_scores(store.load("val"), store.load("train"), SINGLE), rtol=0, atol=1e-12
+    )
 
 
 # ---- which configurations
@@ -102,19 +131,37 @@ def test_parts_of_other_images_are_made_anew(stores, calls, changed):
 def test_windows_are_every_side_at_every_timestep_alone(coarse):
     base = replace(SINGLE, top_k=7, borders="zero")
     found = list(windows(base, [50, 300], [2, 4, 6], coarse=coarse))
-    assert [(a.timestep, a.setting) for a in found] == [(t, s) for t in (50, 300) for s in ("2", "4", "6")]
+    assert [(a.timestep, a.setting) for a in found] == [
+        (t, s) for t in (50, 300) for s in ("2", "4", "6")
+    ]
     for a in found:
         assert a.name == ("coarse window" if coarse else "window")
-        assert a.config == replace(base, scales={a.timestep: (Scale(int(a.setting), coarse),)}, top_k=100)
+        assert a.config == replace(
+            base, scales={a.timestep: (Scale(int(a.setting), coarse),)}, top_k=100
+        )
 
 
 @pytest.mark.parametrize("coarse", [False, True])
 def test_the_best_window_is_that_on_select_for_validation_queries(coarse):
     name, other = ("coarse window", "window")[:: 1 if coarse else -1]
-    rows = [(name, 300, "7", "val", 5, 9), (name, 300, "3", "val", 8, 1), (name, 300, "5", "gen", 99, 99), (name, 50, "5", "val", 2, 2)]
-    rows += [(name, 50, "11", "val", 2, 9), (other, 50, "9", "val", 99, 9), ("top_k", None, "1", "val", 99, 9)]
-    found = pd.DataFrame(rows, columns=["ablation", "timestep", "setting", "queries", "select", "report"])
-    assert list(best_windows(found, coarse=coarse).items()) == [(50, 5), (300, 3)]  # of equals, the first
+    rows = [
+        (name, 300, "7", "val", 5, 9),
+        (name, 300, "3", "val", 8, 1),
+        (name, 300, "5", "gen", 99, 99),
+        (name, 50, "5", "val", 2, 2),
+    ]
+    rows += [
+        (name, 50, "11", "val", 2, 9),
+        (other, 50, "9", "val", 99, 9),
+        ("top_k", None, "1", "val", 99, 9),
+    ]
+    found = pd.DataFrame(
+        rows, columns=["ablation", "timestep", "setting", "queries", "select", "report"]
+    )
+    assert list(best_windows(found, coarse=coarse).items()) == [
+        (50, 5),
+        (300, 3),
+    ]  # of equals, the first
 
 
 MIXES = (0.0, 0.25, 1.0)
@@ -126,21 +173,42 @@ CHANGES = {
     "another noise": (SINGLE, "noise_seed", {"1": 1, "2": 2, "3": 3}),
     "borders": (SINGLE, "borders", {"match": "match", "zero": "zero"}),
     "flips in the bank": (SINGLE, "flips", {"no": False, "yes": True}),
-    "temperature": (SINGLE, "temperature", {"0.1": 0.1, "0.3": 0.3, "1": 1.0, "3": 3.0, "10": 10.0}),
-    "largest timestep": (SINGLE, "scales", {"50": {50: (Scale(2),)}, "100": {50: (Scale(2),), 100: (Scale(3),)}}),
-    "scale_mix": (
-        TWO, "scales",
-        {f"{m:g}": {100: (Scale(3, False, m), Scale(4, True, 1 - m)), 400: (Scale(4, False, m), Scale(6, True, 1 - m))} for m in MIXES},
+    "temperature": (
+        SINGLE,
+        "temperature",
+        {"0.1": 0.1, "0.3": 0.3, "1": 1.0, "3": 3.0, "10": 10.0},
     ),
-    "scales": (
-        TWO, "scales",
+    "largest timestep": (
+        SINGLE,
+        "scales",
+        {"50": {50: (Scale(2),)}, "100": {50: (Scale(2),), 100: (Scale(3),)}},
+    ),
+    "scale_mix": (
+        TWO,
+        "scales",
         {
-            "full": SINGLE.scales, "coarse": COARSE.scales, "both": TWO.scales,
-            "+ pixels": {t: (Scale(1, weight=0.5), *scales) for t, scales in TWO.scales.items()},
-            "+ larger": {t: (*scales, Scale(scales[0].patch + 4, weight=0.5)) for t, scales in TWO.scales.items()},
+            f"{m:g}": {
+                100: (Scale(3, False, m), Scale(4, True, 1 - m)),
+                400: (Scale(4, False, m), Scale(6, True, 1 - m)),
+            }
+            for m in MIXES
         },
     ),
-}  # fmt: skip
+    "scales": (
+        TWO,
+        "scales",
+        {
+            "full": SINGLE.scales,
+            "coarse": COARSE.scales,
+            "both": TWO.scales,
+            "+ pixels": {t: (Scale(1, weight=0.5), *scales) for t, scales in TWO.scales.items()},
+            "+ larger": {
+                t: (*scales, Scale(scales[0].patch + 4, weight=0.5))
+                for t, scales in TWO.scales.items()
+            },
+        },
+    ),
+}
 
 
 def test_each_setting_differs_from_its_base_in_what_its_name_says():
@@ -153,14 +221,20 @@ def test_each_setting_differs_from_its_base_in_what_its_name_says():
         assert list(found[name]) == list(values), name
         for setting, value in values.items():
             changed = asdict(found[name][setting]), asdict(base)
-            assert {k: v for k, v in changed[0].items() if k != field} == {k: v for k, v in changed[1].items() if k != field}
+            assert {k: v for k, v in changed[0].items() if k != field} == {
+                k: v for k, v in changed[1].items() if k != field
+            }
             assert getattr(found[name][setting], field) == value, (name, setting)
 
 
 @pytest.mark.parametrize("mix", [0.5, 0.25])
 def test_a_third_scale_has_a_third_and_the_others_keep_their_mix(mix):
     both = NDAConfig.two_scale({100: 3}, {100: 4}, mix)
-    configs = {a.setting: a.config for a in settings(SINGLE, both, COARSE, mixes=(), windows={}) if a.name == "scales"}
+    configs = {
+        a.setting: a.config
+        for a in settings(SINGLE, both, COARSE, mixes=(), windows={})
+        if a.name == "scales"
+    }
     for name in ("+ pixels", "+ larger"):
         weights = {term.scale.patch: term.weight for term in configs[name].terms()}
         added = 1 if "pixels" in name else 7
@@ -169,25 +243,37 @@ def test_a_third_scale_has_a_third_and_the_others_keep_their_mix(mix):
 
 def test_the_largest_timestep_is_tried_at_the_papers_top_k():
     found = settings(replace(SINGLE, top_k=7), TWO, COARSE, mixes=(), windows=WINDOWS)
-    assert {a.name: a.config.top_k for a in found if a.name in ("largest timestep", "borders")} == {"largest timestep": 100, "borders": 7}
+    assert {a.name: a.config.top_k for a in found if a.name in ("largest timestep", "borders")} == {
+        "largest timestep": 100,
+        "borders": 7,
+    }
 
 
 def test_other_noises_start_from_the_profiles():
     seeds = [
-        a.config.noise_seed for a in settings(replace(SINGLE, noise_seed=5), TWO, COARSE, mixes=(), windows={}) if a.name == "another noise"
+        a.config.noise_seed
+        for a in settings(replace(SINGLE, noise_seed=5), TWO, COARSE, mixes=(), windows={})
+        if a.name == "another noise"
     ]
     assert seeds == [6, 7, 8]
 
 
 # ---- rows
 
-HALF = {("select", "val"): [0, 2], ("report", "val"): [1, 3], ("select", "gen"): [0, 1, 2], ("report", "gen"): [0, 1, 2]}
+HALF = {
+    ("select", "val"): [0, 2],
+    ("report", "val"): [1, 3],
+    ("select", "gen"): [0, 1, 2],
+    ("report", "gen"): [0, 1, 2],
+}
 
 
 def by_hand(scores, kind, family, results, centred):
     """Effects and losses of the family's queries, and scipy's mean correlation in percent."""
     part, masks = HALF[family, kind], results.load(f"masks/{family}").double()
-    losses = torch.stack([results.load(f"losses/{family}-{kind}")[:, :, q].mean((1, 2)) for q in part], 1)
+    losses = torch.stack(
+        [results.load(f"losses/{family}-{kind}")[:, :, q].mean((1, 2)) for q in part], 1
+    )
     effects = torch.stack([(masks * scores[q]).sum(1) for q in part], 1)
     if centred:
         effects, losses = (values - values.mean(1, keepdim=True) for values in (effects, losses))
@@ -203,7 +289,9 @@ def test_rows_are_scipys_on_the_right_half_of_the_queries(stores, kind):
     expected = {}
     for family in ("select", "report"):
         for suffix, centred in (("", False), ("_centred", True)):
-            effects, losses, expected[family + suffix] = by_hand(scores, kind, family, results, centred)
+            effects, losses, expected[family + suffix] = by_hand(
+                scores, kind, family, results, centred
+            )
             if family == "report":
                 interval = lds.interval(lds.bootstrap({"": effects}, losses, resamples=300)[""])
                 expected |= {f"low{suffix}": 100 * interval[0], f"high{suffix}": 100 * interval[1]}
@@ -222,6 +310,10 @@ def test_the_table_has_a_row_for_every_ablation_and_kind(stores):
         [a.name, a.setting, kind] for a in tried for kind in ("val", "gen")
     ]
     assert found["timestep"].tolist()[:2] == [100, 100] and found["timestep"][2:].isna().all()
-    for (a, kind), row in zip([(a, kind) for a in tried for kind in ("val", "gen")], found.to_dict("records"), strict=True):
-        expected = lds_row(nda_scores(store.load(kind), store.load("train"), a.config), kind, results)
+    for (a, kind), row in zip(
+        [(a, kind) for a in tried for kind in ("val", "gen")], found.to_dict("records"), strict=True
+    ):
+        expected = lds_row(
+            nda_scores(store.load(kind), store.load("train"), a.config), kind, results
+        )
         assert {name: row[name] for name in expected} == pytest.approx(expected)

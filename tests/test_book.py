@@ -1,6 +1,8 @@
-"""The built book: every page is there, every picture and link resolves, nothing failed, nothing is fetched from elsewhere.
+"""The built book: every page is there, every picture and link resolves, nothing failed, nothing is
+fetched from elsewhere.
 
-Without `NDA_BOOK` the tests build a book from the tiny profile's runs; `make book` sets it to the repository and so checks the real one.
+Without `NDA_BOOK` the tests build a book from the tiny profile's runs; `make book` sets it to the
+repository and so checks the real one.
 """
 
 import json
@@ -38,7 +40,8 @@ def book(request, tmp_path_factory):
 
 
 class Links(HTMLParser):
-    """Everything that a page points to: what the browser fetches by itself, and what a reader may click."""
+    """Everything that a page points to: what the browser fetches by itself, and what a reader may
+    click."""
 
     def __init__(self, page):
         super().__init__()
@@ -50,7 +53,11 @@ class Links(HTMLParser):
         self.ids |= {a[key] for key in ("id", "name") if a.get(key)}
         if tag in ("script", "img", "source", "iframe") and a.get("src"):
             self.fetched.append(a["src"])
-        elif tag == "link" and a.get("href") and a.get("rel") not in ("canonical", "next", "prev", "index", "search", "author"):
+        elif (
+            tag == "link"
+            and a.get("href")
+            and a.get("rel") not in ("canonical", "next", "prev", "index", "search", "author")
+        ):
             self.fetched.append(a["href"])
         elif tag == "a" and a.get("href"):
             self.clicked.append(a["href"])
@@ -64,8 +71,13 @@ def pages(book):
 
 def test_every_page_of_the_toc_exists(book):
     toc = yaml.safe_load((book / "_toc.yml").read_text())
-    listed = [toc["root"], *(chapter["file"] for part in toc["parts"] for chapter in part["chapters"])]
-    assert {p.stem for p in (ROOT / "notebooks").glob("*.ipynb")} == {Path(f).name for f in listed if "/runs/" in f}
+    listed = [
+        toc["root"],
+        *(chapter["file"] for part in toc["parts"] for chapter in part["chapters"]),
+    ]
+    assert {p.stem for p in (ROOT / "notebooks").glob("*.ipynb")} == {
+        Path(f).name for f in listed if "/runs/" in f
+    }
     for file in listed:
         page = book / "_build/html" / f"{file}.html"
         assert page.stat().st_size > 5000, file
@@ -88,7 +100,9 @@ def test_no_page_fetches_anything_from_elsewhere(book):
     for page in pages(book):
         outside = [target for target in Links(page).fetched if re.match(r"(https?:)?//", target)]
         assert not outside, f"{page.name}: {outside}"
-        assert not re.search(r"""(import|require|fetch)\s*\(?\s*["']https?://""", page.read_text()), page.name
+        assert not re.search(
+            r"""(import|require|fetch)\s*\(?\s*["']https?://""", page.read_text()
+        ), page.name
     assert (book / "_build/html/_static/mathjax/tex-chtml.js").exists()
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nda.checks import InputError, check_images, check_same_shape, check_timestep, pick_device
+from nda.errors import InputError, check_images, check_same_shape, check_timestep, pick_device
 
 GOOD = torch.zeros(2, 1, 4, 4)
 
@@ -34,7 +34,13 @@ def test_the_edges_of_the_range_are_inside(edge):
 
 
 @pytest.mark.parametrize(
-    ("train", "reason"), [(torch.zeros(2, 3, 4, 4), "resize"), (GOOD[..., :3], "resize"), (GOOD.double(), "dtype"), (GOOD + 2, "^train")]
+    ("train", "reason"),
+    [
+        (torch.zeros(2, 3, 4, 4), "resize"),
+        (GOOD[..., :3], "resize"),
+        (GOOD.double(), "dtype"),
+        (GOOD + 2, "^train"),
+    ],
 )
 def test_queries_and_train_must_match(train, reason):
     check_same_shape(GOOD, GOOD[:1])

@@ -7,7 +7,9 @@ import torch
 from scipy.stats import spearmanr
 
 from nda import rng
-from nda.curves import agreement, damping_paths, first_proponents, heat, settings, spectra
+from nda.report.pictures import first_proponents
+from nda.report.plots import damping_paths, heat, settings, spectra
+from nda.report.tables import agreement
 
 QUERIES, TRAIN = 5, 12
 
@@ -17,11 +19,17 @@ def draw(name, *shape):
 
 
 def test_agreement_is_scipys_spearman_averaged_over_queries():
-    scores = {"nda": draw("a", QUERIES, TRAIN), "trak": draw("b", QUERIES, TRAIN).double(), "a name": draw("c", QUERIES, TRAIN).round()}
+    scores = {
+        "nda": draw("a", QUERIES, TRAIN),
+        "trak": draw("b", QUERIES, TRAIN).double(),
+        "a name": draw("c", QUERIES, TRAIN).round(),
+    }
     table = agreement(scores)
     assert list(table) == list(table.index) == ["NDA, single scale", "TRAK", "a name"]
     pairs = [(a, b) for a in scores.values() for b in scores.values()]
-    theirs = [np.mean([spearmanr(x, y).statistic for x, y in zip(a, b, strict=True)]) for a, b in pairs]
+    theirs = [
+        np.mean([spearmanr(x, y).statistic for x, y in zip(a, b, strict=True)]) for a, b in pairs
+    ]
     assert np.allclose(table.to_numpy().ravel(), theirs, atol=1e-6)
 
 
@@ -35,30 +43,54 @@ def path(select, report):
 
 
 def test_damping_paths_mark_the_choice_on_select_and_the_oracle_on_report():
-    figure = damping_paths({"kfac": path([1, 3, 2], [5, 4, 6]), "ekfac": path([0, 0, 7], [9, 8, 1])}, columns=2)
+    figure = damping_paths(
+        {"kfac": path([1, 3, 2], [5, 4, 6]), "ekfac": path([0, 0, 7], [9, 8, 1])}, columns=2
+    )
     marked = [
-        {line.get_label(): (line.get_xdata()[0], line.get_ydata()[0]) for line in axes.lines if len(line.get_xdata()) == 1}
+        {
+            line.get_label(): (line.get_xdata()[0], line.get_ydata()[0])
+            for line in axes.lines
+            if len(line.get_xdata()) == 1
+        }
         for axes in figure.axes
     ]
-    assert marked == [{"chosen": (1.0, 3), "oracle, not used": (10.0, 6)}, {"chosen": (10.0, 7), "oracle, not used": (0.1, 9)}]
+    assert marked == [
+        {"chosen": (1.0, 3), "oracle, not used": (10.0, 6)},
+        {"chosen": (10.0, 7), "oracle, not used": (0.1, 9)},
+    ]
     assert [axes.get_title() for axes in figure.axes] == ["K-FAC influence", "EK-FAC influence"]
 
 
 @pytest.mark.parametrize("methods", [1, 3, 4])
 def test_unused_panels_are_empty(methods):
     names = ["trak", "d_trak", "kfac", "ekfac"][:methods]
-    assert sum(axes.axison for axes in damping_paths(dict.fromkeys(names, path([1, 2, 3], [1, 2, 3]))).axes) == methods
+    assert (
+        sum(
+            axes.axison
+            for axes in damping_paths(dict.fromkeys(names, path([1, 2, 3], [1, 2, 3]))).axes
+        )
+        == methods
+    )
 
 
 def test_spectra_are_sorted_and_their_means_dotted():
-    axes = spectra({"kfac": torch.tensor([[1e-3, 1.0], [10.0, 0.1]]), "ekfac": torch.tensor([2.0, 5.0])}).axes[0]
+    axes = spectra(
+        {"kfac": torch.tensor([[1e-3, 1.0], [10.0, 0.1]]), "ekfac": torch.tensor([2.0, 5.0])}
+    ).axes[0]
     drawn = [[float(value) for value in line.get_ydata()] for line in axes.lines]
-    assert drawn == [pytest.approx(values) for values in ([10, 1, 0.1, 1e-3], [2.77525] * 2, [5, 2], [3.5] * 2)]
+    assert drawn == [
+        pytest.approx(values) for values in ([10, 1, 0.1, 1e-3], [2.77525] * 2, [5, 2], [3.5] * 2)
+    ]
 
 
 def test_first_proponents_are_the_highest_and_last_the_lowest():
     train = draw("train", TRAIN, 1, 4, 4).clamp(-1, 1)
-    figure = first_proponents(train[0], train, {"nda": torch.arange(TRAIN).float(), "other": -torch.arange(TRAIN).float()}, top=3)
+    figure = first_proponents(
+        train[0],
+        train,
+        {"nda": torch.arange(TRAIN).float(), "other": -torch.arange(TRAIN).float()},
+        top=3,
+    )
     titles = [axes.get_title() for axes in figure.axes]
     assert titles == ["", "11", "10", "9", "0", "", "0", "1", "2", "11"]
     assert [figure.axes[i].get_ylabel() for i in (0, 5)] == ["NDA, single scale", "other"]
@@ -71,7 +103,12 @@ def test_heat_writes_every_number_into_its_cell():
     }
     figure = heat(tables, xlabel="timestep", unit="LDS, %")
     first, second = figure.axes[:2]
-    assert [text.get_text() for text in first.texts] == ["1", "-2", "4", "0"] and first.get_title() == "a"
+    assert [text.get_text() for text in first.texts] == [
+        "1",
+        "-2",
+        "4",
+        "0",
+    ] and first.get_title() == "a"
     assert [text.get_position() for text in first.texts] == [(0, 0), (1, 0), (0, 1), (1, 1)]
     assert [tick.get_text() for tick in first.get_yticklabels()] == ["x", "y"]
     assert {axes.images[0].get_clim() for axes in (first, second)} == {(-9, 9)}  # one scale
@@ -80,14 +117,23 @@ def test_heat_writes_every_number_into_its_cell():
 def test_settings_show_report_with_intervals_and_select():
     row = {"select": 5.0, "report": 4.0, "low": 1.0, "high": 6.0}
     rows = [
-        {"ablation": name, "setting": setting, "queries": kind, **row} | ({"report": 2.0} if kind == "gen" else {})
+        {"ablation": name, "setting": setting, "queries": kind, **row}
+        | ({"report": 2.0} if kind == "gen" else {})
         for name, setting in (("top_k", "1"), ("top_k", "all"), ("borders", "zero"))
         for kind in ("val", "gen")
     ]
     figure = settings(pd.DataFrame(rows), columns=2)
     panel = figure.axes[0]
-    drawn = {line.get_label(): [float(y) for y in line.get_ydata()] for line in panel.lines if len(line.get_ydata()) == 2}
-    assert drawn["val, report"] == [4, 4] and drawn["gen, report"] == [2, 2] and drawn["val, select"] == [5, 5]
+    drawn = {
+        line.get_label(): [float(y) for y in line.get_ydata()]
+        for line in panel.lines
+        if len(line.get_ydata()) == 2
+    }
+    assert (
+        drawn["val, report"] == [4, 4]
+        and drawn["gen, report"] == [2, 2]
+        and drawn["val, select"] == [5, 5]
+    )
     assert [tick.get_text() for tick in panel.get_xticklabels()] == ["1", "all"]
     assert [axes.get_title() for axes in figure.axes] == ["top_k", "borders"]
     assert panel.collections[0].get_segments()[0][:, 1].tolist() == [1, 6]

@@ -6,15 +6,24 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from nda import diffusion, rng
-from nda.checks import InputError
-from nda.diffusion import Recipe, Training, denoising_losses, load_model, sample, train
+from nda import rng
+from nda.errors import InputError
+from nda.model import training
+from nda.model.outputs import denoising_losses
+from nda.model.sampling import sample
+from nda.model.training import Training, train
+from nda.model.unet import Recipe, load_model
 from nda.store import Store
 
 UNET = {
-    "block_out_channels": [8, 8], "norm_num_groups": 4, "layers_per_block": 1, "add_attention": False, "dropout": 0.1,
-    "down_block_types": ["DownBlock2D", "DownBlock2D"], "up_block_types": ["UpBlock2D", "UpBlock2D"],
-}  # fmt: skip
+    "block_out_channels": [8, 8],
+    "norm_num_groups": 4,
+    "layers_per_block": 1,
+    "add_attention": False,
+    "dropout": 0.1,
+    "down_block_types": ["DownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "UpBlock2D"],
+}
 TINY = Recipe.parse({"unet": UNET, "epochs": 4, "batch": 5, "lr": 1e-3, "checkpoints": [0.5, 1.0]})
 IMAGES = 2 * torch.rand(12, 1, 8, 8, generator=rng.generator("diffusion")) - 1
 KEEP = torch.arange(12) % 2 == 0
@@ -22,7 +31,10 @@ KEEP = torch.arange(12) % 2 == 0
 
 def same(a, b) -> bool:
     """Whether two models have the same bits."""
-    return all(torch.equal(v, w) for v, w in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+    return all(
+        torch.equal(v, w)
+        for v, w in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +48,20 @@ def trained():
 
 def test_defaults_are_the_papers():
     recipe = Recipe()
-    assert (recipe.epochs, recipe.batch, recipe.lr, recipe.betas, recipe.weight_decay) == (200, 128, 1e-4, (0.95, 0.999), 1e-6)
-    assert (recipe.warmup, recipe.clip, recipe.flips, recipe.ema, recipe.bf16) == (0.1, 1.0, True, 0.0, False)
+    assert (recipe.epochs, recipe.batch, recipe.lr, recipe.betas, recipe.weight_decay) == (
+        200,
+        128,
+        1e-4,
+        (0.95, 0.999),
+        1e-6,
+    )
+    assert (recipe.warmup, recipe.clip, recipe.flips, recipe.ema, recipe.bf16) == (
+        0.1,
+        1.0,
+        True,
+        0.0,
+        False,
+    )
 
 
 def test_learning_rate_rises_then_falls_to_zero():
@@ -101,7 +125,9 @@ def test_unet_that_cannot_be_built(change, shape):
 
 def test_training_is_deterministic_and_leaves_the_global_state():
     before = torch.get_rng_state()
-    (a, curve), (b, again), (other, _) = (train(IMAGES, TINY, train_seed=seed) for seed in (0, 0, 1))
+    (a, curve), (b, again), (other, _) = (
+        train(IMAGES, TINY, train_seed=seed) for seed in (0, 0, 1)
+    )
     assert same(a, b) and torch.equal(curve, again) and not same(a, other)
     assert curve.shape == (4 * 3,) and not a.training
     sample(a, 2, steps=2), denoising_losses(a, IMAGES, timesteps=[5])
@@ -109,14 +135,22 @@ def test_training_is_deterministic_and_leaves_the_global_state():
 
 
 def test_training_is_a_plain_loop():
-    """Against a loop with torch's plain AdamW and diffusers' scheduler; clipping and warm-up matter here."""
+    """Against a loop with torch's plain AdamW and diffusers' scheduler; clipping and warm-up matter
+    here."""
     recipe = replace(TINY, unet=UNET | {"dropout": 0.0}, clip=0.05, warmup=0.5, weight_decay=0.1)
     model, scheduler, losses, step = recipe.build(6, IMAGES.shape), DDPMScheduler(), [], 0
-    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.95, 0.999), weight_decay=0.1, foreach=False)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), betas=(0.95, 0.999), weight_decay=0.1, foreach=False
+    )
     for epoch in range(4):
-        order, timesteps, noise, flips = diffusion.visits(IMAGES.shape, 6, epoch)
-        for rows in [image for image in order.tolist() if KEEP[image]][:5], [image for image in order.tolist() if KEEP[image]][5:]:
-            clean = torch.stack([IMAGES[image].flip(-1) if flips[image] else IMAGES[image] for image in rows])
+        order, timesteps, noise, flips = training.visits(IMAGES.shape, 6, epoch)
+        for rows in (
+            [image for image in order.tolist() if KEEP[image]][:5],
+            [image for image in order.tolist() if KEEP[image]][5:],
+        ):
+            clean = torch.stack(
+                [IMAGES[image].flip(-1) if flips[image] else IMAGES[image] for image in rows]
+            )
             noisy = scheduler.add_noise(clean, noise[rows], timesteps[rows])
             loss = torch.nn.functional.mse_loss(model(noisy, timesteps[rows]).sample, noise[rows])
             optimizer.zero_grad()
@@ -133,12 +167,16 @@ def test_training_is_a_plain_loop():
 
 
 def test_subset_models_of_one_seed_start_from_the_same_weights():
-    whole, half, other = (Training(TINY, IMAGES, keep, seed) for keep, seed in ((KEEP | True, 3), (KEEP, 3), (KEEP, 4)))
+    whole, half, other = (
+        Training(TINY, IMAGES, keep, seed)
+        for keep, seed in ((KEEP | True, 3), (KEEP, 3), (KEEP, 4))
+    )
     assert same(whole.model, half.model) and not same(half.model, other.model)
 
 
 def met(monkeypatch, keep) -> tuple[dict[int, list], list[int]]:
-    """What every image meets in training, `{image: [(pixels, timestep, noise), …]}`, and the order in which images come."""
+    """What every image meets in training, `{image: [(pixels, timestep, noise), …]}`, and the order
+    in which images come."""
     images = IMAGES.clone()
     images[:, 0, 0, :] = torch.linspace(-1, 1, 12)[:, None]  # names the image, flipped or not
     seen: dict[int, list] = {}
@@ -156,24 +194,40 @@ def met(monkeypatch, keep) -> tuple[dict[int, list], list[int]]:
 
 
 def test_shared_images_meet_the_same_whatever_the_subset(monkeypatch):
-    (whole, order), (half, half_order), (rest, _) = (met(monkeypatch, keep) for keep in (None, KEEP, ~KEEP))
+    (whole, order), (half, half_order), (rest, _) = (
+        met(monkeypatch, keep) for keep in (None, KEEP, ~KEEP)
+    )
     assert half_order == [image for image in order if KEEP[image]]
-    assert sorted(whole) == list(range(12)) and sorted(half) == list(range(0, 12, 2)) and sorted(rest) == list(range(1, 12, 2))
+    assert (
+        sorted(whole) == list(range(12))
+        and sorted(half) == list(range(0, 12, 2))
+        and sorted(rest) == list(range(1, 12, 2))
+    )
     for image, visits in (half | rest).items():
         assert len(visits) == TINY.epochs
         for mine, theirs in zip(visits, whole[image], strict=True):
             assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
     for image in (0, 1):  # epochs differ, and some visits are flipped
         assert len({t.item() for _, t, _ in whole[image]}) > 1
-    flipped = [not torch.equal(x[:, 1:], IMAGES[i, :, 1:]) for i, visits in whole.items() for x, _, _ in visits]
+    flipped = [
+        not torch.equal(x[:, 1:], IMAGES[i, :, 1:])
+        for i, visits in whole.items()
+        for x, _, _ in visits
+    ]
     assert 0.2 < sum(flipped) / len(flipped) < 0.8
 
 
 def test_visits_are_random():
-    order, timesteps, noise, flips = diffusion.visits((500, 1, 8, 8), 0, 0)
-    assert torch.equal(order.sort().values, torch.arange(500)) and not torch.equal(order, torch.arange(500))
+    order, timesteps, noise, flips = training.visits((500, 1, 8, 8), 0, 0)
+    assert torch.equal(order.sort().values, torch.arange(500)) and not torch.equal(
+        order, torch.arange(500)
+    )
     assert timesteps.min() >= 0 and timesteps.max() <= 999 and 350 < timesteps.float().mean() < 650
-    assert abs(noise.mean()) < 0.05 and abs(noise.std() - 1) < 0.05 and 0.4 < flips.float().mean() < 0.6
+    assert (
+        abs(noise.mean()) < 0.05
+        and abs(noise.std() - 1) < 0.05
+        and 0.4 < flips.float().mean() < 0.6
+    )
 
 
 class Interrupted(Exception):
@@ -197,7 +251,9 @@ def test_interrupted_training_goes_on_to_the_same_bits(tmp_path, monkeypatch, em
     with pytest.raises(Interrupted):
         train(IMAGES, recipe, keep=KEEP, train_seed=2, store=store)
     assert epochs == [0, 1, 2] and set(store.names()) == {"model-state", "model-50"}
-    monkeypatch.setattr(Training, "run_epoch", lambda self: (epochs.append(self.epoch), run_epoch(self)))
+    monkeypatch.setattr(
+        Training, "run_epoch", lambda self: (epochs.append(self.epoch), run_epoch(self))
+    )
     resumed, whole_curve = train(IMAGES, recipe, keep=KEEP, train_seed=2, store=store)
     assert epochs == [0, 1, 2, 2, 3]  # from the checkpoint, not from the start
     assert same(resumed, model) and torch.equal(whole_curve, curve)
@@ -211,14 +267,19 @@ def test_state_of_another_training_is_not_resumed(tmp_path, monkeypatch, change)
     other = {"recipe": replace(TINY, lr=2e-3), "seed": 1, "keep": ~KEEP, "images": -IMAGES}[change]
     run_epoch = Training.run_epoch
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(Training, "run_epoch", lambda self: run_epoch(self) if self.epoch < 3 else (_ for _ in ()).throw(Interrupted))
+        patch.setattr(
+            Training,
+            "run_epoch",
+            lambda self: run_epoch(self) if self.epoch < 3 else (_ for _ in ()).throw(Interrupted),
+        )
         call(Store(tmp_path))
     assert "x-state" in Store(tmp_path)
     assert same(call(Store(tmp_path), **{change: other})[0], call(None, **{change: other})[0])
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(tmp_path, monkeypatch):
-    """The state is replaced, never removed first: a full disk or a kill in the middle of a write costs one checkpoint."""
+    """The state is replaced, never removed first: a full disk or a kill in the middle of a write
+    costs one checkpoint."""
     recipe, saved = replace(TINY, checkpoints=(0.25, 0.5, 1.0)), []
     save = Store.save
 
@@ -271,22 +332,33 @@ def test_losses_are_an_explicit_loop(trained):
     for column, timestep in enumerate((100, 700)):
         errors = []
         for noise_seed in (0, 3):
-            noise = torch.randn(IMAGES.shape, generator=rng.generator("evaluation", noise_seed, timestep))[query : query + 1]
+            noise = torch.randn(
+                IMAGES.shape, generator=rng.generator("evaluation", noise_seed, timestep)
+            )[query : query + 1]
             with torch.no_grad():
-                predicted = trained(scheduler.add_noise(IMAGES[query : query + 1], noise, torch.tensor([timestep])), timestep).sample
+                predicted = trained(
+                    scheduler.add_noise(IMAGES[query : query + 1], noise, torch.tensor([timestep])),
+                    timestep,
+                ).sample
             errors.append(((predicted - noise) ** 2).mean().item())
         assert losses[query, column].item() == pytest.approx(sum(errors) / 2, rel=1e-5)
 
 
 @pytest.mark.parametrize("batch", [1, 5, 12])
 def test_losses_do_not_depend_on_the_batch(trained, batch):
-    one, other = (denoising_losses(trained, IMAGES, timesteps=[50, 500], noise_seeds=[0, 1], batch=size) for size in (256, batch))
+    one, other = (
+        denoising_losses(trained, IMAGES, timesteps=[50, 500], noise_seeds=[0, 1], batch=size)
+        for size in (256, batch)
+    )
     torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
 def test_training_lowers_the_losses_of_train_images(trained):
     untrained = TINY.build(1, IMAGES.shape).eval()
-    before, after = (denoising_losses(model, IMAGES, timesteps=[100, 500, 900]).mean(0) for model in (untrained, trained))
+    before, after = (
+        denoising_losses(model, IMAGES, timesteps=[100, 500, 900]).mean(0)
+        for model in (untrained, trained)
+    )
     assert (after < before).all()
 
 
@@ -315,7 +387,12 @@ def levels(images):
 
 def test_samples_are_images(trained):
     images = sample(trained, 5, steps=4)
-    assert images.shape == (5, 1, 8, 8) and images.min() >= -1 and images.max() <= 1 and images.std() > 0.1
+    assert (
+        images.shape == (5, 1, 8, 8)
+        and images.min() >= -1
+        and images.max() <= 1
+        and images.std() > 0.1
+    )
     torch.testing.assert_close(levels(images), levels(images).round(), rtol=0, atol=1e-3)
     assert len(images.flatten(1).unique(dim=0)) == 5
 
@@ -323,7 +400,10 @@ def test_samples_are_images(trained):
 @pytest.mark.parametrize(("n", "batch"), [(5, 1), (5, 2), (3, 64), (9, 64)])
 def test_sample_does_not_depend_on_the_others(trained, n, batch):
     """Up to one of the 256 levels, where rounding may fall on either side."""
-    one, other = levels(sample(trained, 5, steps=4)), levels(sample(trained, n, steps=4, batch=batch))
+    one, other = (
+        levels(sample(trained, 5, steps=4)),
+        levels(sample(trained, n, steps=4, batch=batch)),
+    )
     difference = (one[: min(n, 5)] - other[:5]).abs()
     assert difference.max() < 1.01 and (difference > 0.01).float().mean() < 0.01
 
@@ -345,6 +425,10 @@ def test_sample_is_diffusers_ddim(trained):
 
     pipeline = DDIMPipeline(trained, DDPMScheduler())
     pipeline.set_progress_bar_config(disable=True)
-    theirs = pipeline(generator=rng.generator("sample", 0, 0), num_inference_steps=10, output_type="np").images
-    difference = levels(sample(trained, 1, steps=10))[0, 0] - 255 * torch.from_numpy(theirs)[0, :, :, 0]
+    theirs = pipeline(
+        generator=rng.generator("sample", 0, 0), num_inference_steps=10, output_type="np"
+    ).images
+    difference = (
+        levels(sample(trained, 1, steps=10))[0, 0] - 255 * torch.from_numpy(theirs)[0, :, :, 0]
+    )
     assert difference.abs().max() < 1.01

@@ -51,31 +51,56 @@ def test_runs_all_that_is_not_done_once_on_one_thread(tmp_path, workers):
     torch.set_num_threads(2)
     try:
         (tmp_path / "1").write_text("done before\n")
-        assert fanout.run(partial(write, tmp_path), range(4), done=partial(done, tmp_path), workers=workers) == 3
+        assert (
+            fanout.run(
+                partial(write, tmp_path), range(4), done=partial(done, tmp_path), workers=workers
+            )
+            == 3
+        )
         assert [(tmp_path / str(t)).read_text().split()[1:] for t in (0, 2, 3)] == [["1"]] * 3
         assert (tmp_path / "1").read_text() == "done before\n"
-        assert fanout.run(partial(fail), range(4), done=partial(done, tmp_path), workers=workers) == 0
+        assert (
+            fanout.run(partial(fail), range(4), done=partial(done, tmp_path), workers=workers) == 0
+        )
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(threads)
 
 
 def test_killed_worker_is_replaced(tmp_path):
-    assert fanout.run(partial(killed_once, tmp_path), range(5), done=partial(done, tmp_path), workers=2) == 5
+    assert (
+        fanout.run(
+            partial(killed_once, tmp_path), range(5), done=partial(done, tmp_path), workers=2
+        )
+        == 5
+    )
     notes = [(tmp_path / str(task)).read_text().split() for task in range(5)]
     assert (tmp_path / "attempted").exists() and all(note[1] == "1" for note in notes)
     assert str(os.getpid()) not in {note[0] for note in notes}
-    (tmp_path / "1").unlink()  # a single task that is left of many is not run in this process either
-    assert fanout.run(partial(killed_once, tmp_path), range(5), done=partial(done, tmp_path), workers=2) == 1
+    (
+        tmp_path / "1"
+    ).unlink()  # a single task that is left of many is not run in this process either
+    assert (
+        fanout.run(
+            partial(killed_once, tmp_path), range(5), done=partial(done, tmp_path), workers=2
+        )
+        == 1
+    )
     assert str(os.getpid()) not in (tmp_path / "1").read_text()
 
 
 def test_workers_stop_when_who_asked_is_killed(tmp_path):
     code = (
-        "import sys, pathlib, functools; from nda import fanout; from tests.test_fanout import slow, done; p = pathlib.Path(sys.argv[1]); "
+        "import sys, pathlib, functools; from nda import fanout; from tests.test_fanout import"
+        " slow, done; p = pathlib.Path(sys.argv[1]); "
     )
-    code += "fanout.run(functools.partial(slow, p), range(40), done=functools.partial(done, p), workers=2)"
-    asking = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=Path(__file__).parent.parent)
+    code += (
+        "fanout.run(functools.partial(slow, p), range(40), done=functools.partial(done, p),"
+        " workers=2)"
+    )
+    asking = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=Path(__file__).parent.parent
+    )
     try:
         while not list(tmp_path.iterdir()):
             assert asking.poll() is None

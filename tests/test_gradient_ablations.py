@@ -1,4 +1,5 @@
-"""Ablations of the gradient methods against explicit inverses and scipy; what is kept, and what the choice of a damping may see."""
+"""Ablations of the gradient methods against explicit inverses and scipy; what is kept, and what the
+choice of a damping may see."""
 
 import shutil
 import weakref
@@ -11,12 +12,16 @@ import torch
 from diffusers import UNet2DModel
 from scipy.stats import spearmanr
 
-from nda import diffusion, rng, trak
-from nda import gradient_ablations as ablations
-from nda.ablations import lds_row
-from nda.checks import InputError
-from nda.gradients import Readout, features, uniform_timesteps
-from nda.projection import Projection
+from nda import rng
+from nda.errors import InputError
+from nda.evidence import tuning
+from nda.evidence.ablations import gradients
+from nda.evidence.truth import lds_row
+from nda.model import outputs
+from nda.model.outputs import uniform_timesteps
+from nda.rivals.gradients import Readout, features
+from nda.rivals.kernel import gram
+from nda.rivals.projection import Projection
 from nda.store import Store
 
 READOUT = Readout("loss", uniform_timesteps(4), noise_seed=5)
@@ -24,7 +29,12 @@ SETTINGS = {"ks": [2, 4], "dims": [16, 64], "shares": [0.25, 1.0]}
 FEW = {"ks": [2], "dims": [16], "shares": [0.25]}
 TRAIN, SUBSETS, DAS = 12, 10, "DAS as released"
 COUNTS = {"train": TRAIN, "val": 8, "gen": 5}
-HALF = {("select", "val"): [0, 2, 4, 6], ("report", "val"): [1, 3, 5, 7], ("select", "gen"): range(5), ("report", "gen"): range(5)}
+HALF = {
+    ("select", "val"): [0, 2, 4, 6],
+    ("report", "val"): [1, 3, 5, 7],
+    ("select", "gen"): range(5),
+    ("report", "gen"): range(5),
+}
 
 
 def draw(name, *shape):
@@ -34,9 +44,16 @@ def draw(name, *shape):
 def build(name):
     with rng.seeded(name):
         return UNet2DModel(
-            sample_size=4, in_channels=1, out_channels=1, block_out_channels=(4,), layers_per_block=1, norm_num_groups=2,
-            down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), add_attention=False,
-        ).eval()  # fmt: skip
+            sample_size=4,
+            in_channels=1,
+            out_channels=1,
+            block_out_channels=(4,),
+            layers_per_block=1,
+            norm_num_groups=2,
+            down_block_types=("DownBlock2D",),
+            up_block_types=("UpBlock2D",),
+            add_attention=False,
+        ).eval()
 
 
 def fill(folder):
@@ -57,7 +74,7 @@ def home(tmp_path_factory):
     """The table, and the folder with all that it was computed from and all that was kept."""
     folder = tmp_path_factory.mktemp("gradient ablations")
     store, results = fill(folder)
-    return folder, ablations.table(build("a"), READOUT, **SETTINGS, store=store, results=results)
+    return folder, gradients.table(build("a"), READOUT, **SETTINGS, store=store, results=results)
 
 
 @pytest.fixture
@@ -71,7 +88,9 @@ def world(home, tmp_path):
 def calls(monkeypatch):
     """The readouts whose features are made from now on."""
     made = []
-    monkeypatch.setattr(ablations, "features", lambda *a, **k: made.append(a[2]) or features(*a, **k))
+    monkeypatch.setattr(
+        gradients, "features", lambda *a, **k: made.append(a[2]) or features(*a, **k)
+    )
     return made
 
 
@@ -85,42 +104,69 @@ def mean_spearman(scores, kind, family, results, centred=False):
     effects = masks @ scores[part].T
     if centred:
         effects, losses = (values - values.mean(1, keepdim=True) for values in (effects, losses))
-    return 100 * sum(spearmanr(e, -truth).statistic for e, truth in zip(effects.T, losses.T, strict=True)) / len(part)
+    return (
+        100
+        * sum(spearmanr(e, -truth).statistic for e, truth in zip(effects.T, losses.T, strict=True))
+        / len(part)
+    )
 
 
 @cache
-def gradients(readout):
-    return {kind: features(build("a"), draw(kind, n, 1, 4, 4), readout).double() for kind, n in COUNTS.items()}
+def true_gradients(readout):
+    return {
+        kind: features(build("a"), draw(kind, n, 1, 4, 4), readout).double()
+        for kind, n in COUNTS.items()
+    }
 
 
 def solved(readout, damping, projection=None):
-    """ψᵀ (ΦᵀΦ + λI)⁻¹ φ with an explicit inverse, in the space of the features if they are projected, else in that of the train images."""
-    made = {kind: projection(values) if projection else values for kind, values in gradients(readout).items()}
+    """ψᵀ (ΦᵀΦ + λI)⁻¹ φ with an explicit inverse, in the space of the features if they are
+    projected, else in that of the train images."""
+    made = {
+        kind: projection(values) if projection else values
+        for kind, values in true_gradients(readout).items()
+    }
     phi = made["train"]
     space = phi.T if projection else phi
     ridge = damping * phi.square().sum(1).mean() * torch.eye(len(space), dtype=torch.float64)
     inverse = torch.linalg.inv(space @ space.T + ridge)
-    return {kind: made[kind] @ inverse @ phi.T if projection else made[kind] @ phi.T @ inverse for kind in ("val", "gen")}
+    return {
+        kind: made[kind] @ inverse @ phi.T if projection else made[kind] @ phi.T @ inverse
+        for kind in ("val", "gen")
+    }
 
 
-def by_hand(results, readout, projection=None, times=lambda scores, kind: scores, dampings=trak.DAMPINGS):
-    """Both rows of a variant: its dampings, tried one after the other, the first that is best on `select`, and the LDS there."""
+def by_hand(
+    results, readout, projection=None, times=lambda scores, kind: scores, dampings=tuning.DAMPINGS
+):
+    """Both rows of a variant: its dampings, tried one after the other, the first that is best on
+    `select`, and the LDS there."""
     tried = {}
     for damping in dampings:
         scores = solved(readout, damping, projection)
         tried[damping] = {kind: times(values, kind) for kind, values in scores.items()}
-    selected = {damping: mean_spearman(scores["val"], "val", "select", results) for damping, scores in tried.items()}
-    best = next(damping for damping, value in selected.items() if value > max(selected.values()) - 1e-9)
+    selected = {
+        damping: mean_spearman(scores["val"], "val", "select", results)
+        for damping, scores in tried.items()
+    }
+    best = next(
+        damping for damping, value in selected.items() if value > max(selected.values()) - 1e-9
+    )
     columns = {"select": ("select", False), "select_centred": ("select", True)}
     columns |= {"report": ("report", False), "report_centred": ("report", True)}
     return best, {
-        kind: {name: mean_spearman(scores, kind, family, results, c) for name, (family, c) in columns.items()}
+        kind: {
+            name: mean_spearman(scores, kind, family, results, c)
+            for name, (family, c) in columns.items()
+        }
         for kind, scores in tried[best].items()
     }
 
 
 def row(table, ablation, setting, kind):
-    found = table[(table["ablation"] == ablation) & (table["setting"] == setting) & (table["queries"] == kind)]
+    found = table[
+        (table["ablation"] == ablation) & (table["setting"] == setting) & (table["queries"] == kind)
+    ]
     assert len(found) == 1
     return found.iloc[0]
 
@@ -128,8 +174,15 @@ def row(table, ablation, setting, kind):
 def assert_rows(table, ablation, setting, expected):
     for kind, columns in expected.items():
         found = row(table, ablation, setting, kind)
-        assert {name: found[name] for name in columns} == pytest.approx(columns, abs=1e-6), (ablation, setting, kind)
-        assert found["low"] <= found["report"] <= found["high"] and found["low_centred"] <= found["high_centred"]
+        assert {name: found[name] for name in columns} == pytest.approx(columns, abs=1e-6), (
+            ablation,
+            setting,
+            kind,
+        )
+        assert (
+            found["low"] <= found["report"] <= found["high"]
+            and found["low_centred"] <= found["high_centred"]
+        )
 
 
 @pytest.mark.parametrize(
@@ -142,17 +195,27 @@ def assert_rows(table, ablation, setting, expected):
         ("projection, D-TRAK", "none", "output_norm", (0, 250, 500, 750), None),
     ],
 )
-def test_rows_are_those_of_an_explicit_inverse(home, ablation, setting, output, timesteps, projection):
+def test_rows_are_those_of_an_explicit_inverse(
+    home, ablation, setting, output, timesteps, projection
+):
     readout = Readout(output, timesteps, noise_seed=5)
-    assert_rows(home[1], ablation, setting, by_hand(Store(home[0] / "results"), readout, projection)[1])
+    assert_rows(
+        home[1], ablation, setting, by_hand(Store(home[0] / "results"), readout, projection)[1]
+    )
 
 
 @pytest.mark.parametrize(("setting", "damping"), [("1e-05", 1e-5), ("0.1", 0.1), ("1000", 1e3)])
 def test_a_damping_that_is_ablated_is_not_chosen(home, setting, damping):
-    expected = by_hand(Store(home[0] / "results"), replace(READOUT, model_output="output_norm"), dampings=[damping])[1]
+    expected = by_hand(
+        Store(home[0] / "results"), replace(READOUT, model_output="output_norm"), dampings=[damping]
+    )[1]
     assert_rows(home[1], "damping, D-TRAK", setting, expected)
-    shown = [row(home[1], "damping, D-TRAK", f"{d:g}", "val")["select"] for d in trak.DAMPINGS[::2]]
-    assert len(set(shown)) > 3 and max(shown) <= row(home[1], "K, D-TRAK", "4", "val")["select"] + 1e-6
+    shown = [
+        row(home[1], "damping, D-TRAK", f"{d:g}", "val")["select"] for d in tuning.DAMPINGS[::2]
+    ]
+    assert (
+        len(set(shown)) > 3 and max(shown) <= row(home[1], "K, D-TRAK", "4", "val")["select"] + 1e-6
+    )
 
 
 @pytest.mark.parametrize(
@@ -163,11 +226,17 @@ def test_a_damping_that_is_ablated_is_not_chosen(home, setting, damping):
         (f"up-blocks only, {DAS}", "up-blocks", {"parts": ("up_blocks",)}),
     ],
 )
-def test_das_has_gradients_of_length_one_and_the_residual_of_its_timesteps(home, ablation, setting, changed):
+def test_das_has_gradients_of_length_one_and_the_residual_of_its_timesteps(
+    home, ablation, setting, changed
+):
     readout = replace(READOUT, **{"model_output": "output_mean", "unit_norm": True} | changed)
-    errors = diffusion.denoising_losses(build("a"), draw("train", TRAIN, 1, 4, 4), timesteps=readout.timesteps).double()
+    errors = outputs.denoising_losses(
+        build("a"), draw("train", TRAIN, 1, 4, 4), timesteps=readout.timesteps
+    ).double()
     residual = (errors.sqrt() / errors.sum(1, keepdim=True).sqrt()).mean(1)
-    expected = by_hand(Store(home[0] / "results"), readout, times=lambda scores, kind: scores * residual)[1]
+    expected = by_hand(
+        Store(home[0] / "results"), readout, times=lambda scores, kind: scores * residual
+    )[1]
     assert_rows(home[1], ablation, setting, expected)
 
 
@@ -178,17 +247,24 @@ def test_only_the_nearest_in_pixels_are_scored(home, method, output):
         near[kind] = torch.zeros(COUNTS[kind], TRAIN)
         for q, query in enumerate(draw(kind, COUNTS[kind], 1, 4, 4).flatten(1).double()):
             cosines = [(query @ image / query.norm() / image.norm()).item() for image in train]
-            near[kind][q, sorted(range(TRAIN), key=lambda i: -cosines[i])[:3]] = 1  # a quarter of 12
+            near[kind][q, sorted(range(TRAIN), key=lambda i: -cosines[i])[:3]] = (
+                1  # a quarter of 12
+            )
     readout = replace(READOUT, model_output=output)
-    expected = by_hand(Store(home[0] / "results"), readout, times=lambda scores, kind: scores * near[kind])[1]
+    expected = by_hand(
+        Store(home[0] / "results"), readout, times=lambda scores, kind: scores * near[kind]
+    )[1]
     assert_rows(home[1], f"candidates, {method}", "0.25", expected)
-    assert row(home[1], f"candidates, {method}", "0.25", "val")["report"] != row(home[1], f"candidates, {method}", "1", "val")["report"]
+    assert (
+        row(home[1], f"candidates, {method}", "0.25", "val")["report"]
+        != row(home[1], f"candidates, {method}", "1", "val")["report"]
+    )
 
 
 def test_a_candidate_set_has_at_least_one_image_and_the_first_of_equals():
     train = torch.ones(4, 1, 2, 2)
-    assert ablations.candidates(train[:1], train, 0.01).tolist() == [[True, False, False, False]]
-    assert ablations.candidates(train[:1], train, 0.5).tolist() == [[True, True, False, False]]
+    assert gradients.candidates(train[:1], train, 0.01).tolist() == [[True, False, False, False]]
+    assert gradients.candidates(train[:1], train, 0.5).tolist() == [[True, True, False, False]]
 
 
 # ---- the table
@@ -199,7 +275,7 @@ def test_every_setting_is_there_once_for_each_kind(home):
     for method in ("TRAK", "D-TRAK", DAS):
         expected += [(f"K, {method}", k) for k in ("2", "4")]
     for method in ("TRAK", "D-TRAK", DAS):
-        expected += [(f"damping, {method}", f"{damping:g}") for damping in trak.DAMPINGS[::2]]
+        expected += [(f"damping, {method}", f"{damping:g}") for damping in tuning.DAMPINGS[::2]]
     for method in ("TRAK", "D-TRAK"):
         expected += [(f"projection, {method}", size) for size in ("16", "64", "none")]
     for method in ("TRAK", "D-TRAK", DAS):
@@ -222,22 +298,35 @@ def test_columns_are_those_of_the_other_ablations(home):
 @pytest.mark.parametrize(
     ("method", "alike"),
     [
-        ("TRAK", [("K", "4"), ("projection", "none"), ("up-blocks only", "all"), ("candidates", "1")]),
-        ("D-TRAK", [("K", "4"), ("projection", "none"), ("up-blocks only", "all"), ("candidates", "1")]),
+        (
+            "TRAK",
+            [("K", "4"), ("projection", "none"), ("up-blocks only", "all"), ("candidates", "1")],
+        ),
+        (
+            "D-TRAK",
+            [("K", "4"), ("projection", "none"), ("up-blocks only", "all"), ("candidates", "1")],
+        ),
         (DAS, [("K", "4"), ("up-blocks only", "all"), ("length one", "yes")]),
     ],
 )
 def test_the_setting_that_changes_nothing_is_the_same_everywhere(home, method, alike):
     for kind in ("val", "gen"):
-        rows = [row(home[1], f"{name}, {method}", setting, kind).drop(["ablation", "setting"]) for name, setting in alike]
+        rows = [
+            row(home[1], f"{name}, {method}", setting, kind).drop(["ablation", "setting"])
+            for name, setting in alike
+        ]
         assert all(other.equals(rows[0]) for other in rows[1:])
 
 
 def test_a_profiles_projection_is_in_every_variant_but_those_of_other_sizes():
     base = Projection(16)
-    for name, setting, variant in ablations.variants(READOUT, base, **SETTINGS):
+    for name, setting, variant in gradients.variants(READOUT, base, **SETTINGS):
         assert variant.projection == (Projection(64) if setting == "64" else base), name
-    sizes = [setting for name, setting, _ in ablations.variants(READOUT, base, **SETTINGS) if name == "projection, TRAK"]
+    sizes = [
+        setting
+        for name, setting, _ in gradients.variants(READOUT, base, **SETTINGS)
+        if name == "projection, TRAK"
+    ]
     assert sizes == ["16", "64"]
 
 
@@ -247,11 +336,16 @@ def test_a_profiles_projection_is_in_every_variant_but_those_of_other_sizes():
 def choices(store, results):
     """The damping of every variant."""
     found = {}
-    for name, setting, variant in ablations.variants(READOUT, **SETTINGS):
-        products = ablations.inner_products(build("a"), variant.readout, [variant.projection], store)[variant.projection]
+    for name, setting, variant in gradients.variants(READOUT, **SETTINGS):
+        products = gradients.inner_products(
+            build("a"), variant.readout, [variant.projection], store
+        )[variant.projection]
         images = {kind: store.load(kind) for kind in COUNTS}
-        near = {kind: ablations.candidates(images[kind], images["train"], variant.share) for kind in ("val", "gen")}
-        found[name, setting] = ablations.tuned_scores(products, near, results)[0]
+        near = {
+            kind: gradients.candidates(images[kind], images["train"], variant.share)
+            for kind in ("val", "gen")
+        }
+        found[name, setting] = gradients.tuned_scores(products, near, results)[0]
     return found
 
 
@@ -266,7 +360,7 @@ def test_the_damping_never_sees_the_report(home, world):
     before = choices(store, results)
     assert len(set(before.values())) > 3
     replaced(results, "losses/report-val", "losses/report-gen")
-    table = ablations.table(build("a"), READOUT, **SETTINGS, store=store, results=results)
+    table = gradients.table(build("a"), READOUT, **SETTINGS, store=store, results=results)
     assert choices(store, results) == before
     for column in ("select", "select_centred"):
         assert table[column].equals(home[1][column])
@@ -291,7 +385,10 @@ def test_gen_has_the_damping_of_val(home):
             readout = replace(READOUT, model_output=output, timesteps=timesteps)
             best, _ = by_hand(results, readout)
             chosen = mean_spearman(solved(readout, best)["gen"], "gen", "select", results)
-            oracle = max(mean_spearman(solved(readout, damping)["gen"], "gen", "select", results) for damping in trak.DAMPINGS)
+            oracle = max(
+                mean_spearman(solved(readout, damping)["gen"], "gen", "select", results)
+                for damping in tuning.DAMPINGS
+            )
             assert row(table, f"K, {method}", k, "gen")["select"] == pytest.approx(chosen, abs=1e-6)
             other.append(oracle > chosen + 1)
     assert any(other)
@@ -302,15 +399,15 @@ def test_gen_has_the_damping_of_val(home):
 
 def test_a_second_run_makes_no_features(home, world, calls):
     store, results = world
-    again = ablations.table(build("a"), READOUT, **SETTINGS, store=store, results=results)
+    again = gradients.table(build("a"), READOUT, **SETTINGS, store=store, results=results)
     assert not calls
     pd.testing.assert_frame_equal(again, home[1])
 
 
 def test_each_readout_is_passed_once_whatever_is_projected(tmp_path, calls):
     store, results = fill(tmp_path)
-    ablations.table(build("a"), READOUT, **FEW, store=store, results=results)
-    readouts = {variant.readout for _, _, variant in ablations.variants(READOUT, **FEW)}
+    gradients.table(build("a"), READOUT, **FEW, store=store, results=results)
+    readouts = {variant.readout for _, _, variant in gradients.variants(READOUT, **FEW)}
     assert len(calls) == 3 * len(readouts) and set(calls) == readouts
 
 
@@ -318,7 +415,7 @@ def test_only_what_is_missing_is_made(home, world, calls):
     store, results = world
     store.delete("parts/gradients/loss-k4-d16")
     store.delete("parts/gradients/output_mean-k2-unit")
-    again = ablations.table(build("a"), READOUT, **SETTINGS, store=store, results=results)
+    again = gradients.table(build("a"), READOUT, **SETTINGS, store=store, results=results)
     unit = Readout("output_mean", (0, 500), noise_seed=5, unit_norm=True)
     assert calls == [READOUT] * 3 + [unit] * 3 or calls == [unit] * 3 + [READOUT] * 3
     pd.testing.assert_frame_equal(again, home[1])
@@ -328,27 +425,39 @@ def test_only_what_is_missing_is_made(home, world, calls):
 def test_nothing_is_reused_after_a_change(world, calls, change):
     store, _ = world
     projections = [None, Projection(16)]
-    before = ablations.inner_products(build("a"), READOUT, projections, store)
+    before = gradients.inner_products(build("a"), READOUT, projections, store)
     if change in COUNTS:
-        store.save(change, draw(f"another {change}", COUNTS[change], 1, 4, 4), axes="image chan row col")
-    model, readout = build("b" if change == "weights" else "a"), replace(READOUT, noise_seed=6 if change == "noise" else 5)
-    found = ablations.inner_products(model, readout, projections, store)
+        store.save(
+            change, draw(f"another {change}", COUNTS[change], 1, 4, 4), axes="image chan row col"
+        )
+    model, readout = (
+        build("b" if change == "weights" else "a"),
+        replace(READOUT, noise_seed=6 if change == "noise" else 5),
+    )
+    found = gradients.inner_products(model, readout, projections, store)
     assert len(calls) == (3 if change else 0)
     for p in projections:
         made = {kind: features(model, store.load(kind), readout, projection=p) for kind in COUNTS}
         for kind in COUNTS:
-            torch.testing.assert_close(found[p][kind], trak.gram(made[kind], made["train"]), rtol=1e-5, atol=1e-9)
+            torch.testing.assert_close(
+                found[p][kind], gram(made[kind], made["train"]), rtol=1e-5, atol=1e-9
+            )
             same = change is None or (change in ("val", "gen") and kind != change)
             assert torch.equal(found[p][kind], before[p][kind]) == same
-    again = ablations.inner_products(model, readout, projections, store)
+    again = gradients.inner_products(model, readout, projections, store)
     assert len(calls) == (3 if change else 0)
     assert all(torch.equal(again[p][kind], found[p][kind]) for p in projections for kind in COUNTS)
 
 
 def test_a_changed_model_makes_another_table(home, world, calls):
     store, results = world
-    again = ablations.table(build("b"), READOUT, **FEW, store=store, results=results)
-    both = again.merge(home[1], on=["ablation", "setting", "queries"], suffixes=("", "_before"), validate="one_to_one")
+    again = gradients.table(build("b"), READOUT, **FEW, store=store, results=results)
+    both = again.merge(
+        home[1],
+        on=["ablation", "setting", "queries"],
+        suffixes=("", "_before"),
+        validate="one_to_one",
+    )
     assert len(calls) == 3 * 10 and len(both) == len(again)
     assert (both["report"] != both["report_before"]).mean() > 0.9
 
@@ -363,8 +472,8 @@ def test_at_most_the_train_features_are_held_when_others_are_made(tmp_path, monk
         made.append(weakref.ref(own.untyped_storage()))
         return own
 
-    monkeypatch.setattr(ablations, "features", watched)
-    ablations.table(build("a"), READOUT, **FEW, store=store, results=results)
+    monkeypatch.setattr(gradients, "features", watched)
+    gradients.table(build("a"), READOUT, **FEW, store=store, results=results)
     assert set(held) == {(TRAIN, 0), (COUNTS["val"], 1), (COUNTS["gen"], 1)}
 
 
@@ -380,7 +489,7 @@ def test_at_most_the_train_features_are_held_when_others_are_made(tmp_path, monk
 def test_bad_settings_are_found_before_anything_is_computed(tmp_path, calls, changed, reason):
     store, results = fill(tmp_path)
     with pytest.raises(InputError, match=reason):
-        ablations.table(build("a"), READOUT, **SETTINGS | changed, store=store, results=results)
+        gradients.table(build("a"), READOUT, **SETTINGS | changed, store=store, results=results)
     assert not calls
 
 
@@ -388,4 +497,4 @@ def test_missing_images_name_their_notebook(tmp_path):
     store, results = fill(tmp_path)
     store.delete("gen")
     with pytest.raises(InputError, match="run notebook 02_diffusion_model first"):
-        ablations.table(build("a"), READOUT, **SETTINGS, store=store, results=results)
+        gradients.table(build("a"), READOUT, **SETTINGS, store=store, results=results)

@@ -8,22 +8,30 @@ import pytest
 import torch
 from torch import nn
 
-from nda import gradients, rng
-from nda.checks import InputError
-from nda.diffusion import Recipe
-from nda.gradients import OUTPUTS, Readout, features, save_features, uniform_timesteps
-from nda.projection import Projection
+from nda import rng
+from nda.errors import InputError
+from nda.model.outputs import OUTPUTS, uniform_timesteps
+from nda.model.unet import Recipe
+from nda.rivals import gradients
+from nda.rivals.gradients import Readout, features, save_features
+from nda.rivals.projection import Projection
 from nda.schedule import BETAS, alpha_bar, sigma, signal
 from nda.store import Store
 
 UNET = {
-    "block_out_channels": [8, 8], "norm_num_groups": 4, "layers_per_block": 1, "dropout": 0.5, "attention_head_dim": 4,
-    "down_block_types": ["DownBlock2D", "AttnDownBlock2D"], "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
-}  # fmt: skip
+    "block_out_channels": [8, 8],
+    "norm_num_groups": 4,
+    "layers_per_block": 1,
+    "dropout": 0.5,
+    "attention_head_dim": 4,
+    "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
+    "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
+}
 
 
 class Net(nn.Module):
-    """193 parameters with all that a U-Net has: time, a normalisation, dropout, an output with `.sample`; and some without a use."""
+    """193 parameters with all that a U-Net has: time, a normalisation, dropout, an output with
+    `.sample`; and some without a use."""
 
     def __init__(self):
         super().__init__()
@@ -37,7 +45,10 @@ class Net(nn.Module):
 
     def forward(self, x, t):
         t = t.to(x) / 1000
-        h = self.down(x) + self.time(torch.stack([torch.sin(5 * t), torch.cos(5 * t)], -1))[..., None, None]
+        h = (
+            self.down(x)
+            + self.time(torch.stack([torch.sin(5 * t), torch.cos(5 * t)], -1))[..., None, None]
+        )
         h = self.drop(torch.nn.functional.silu(self.norm(h)))
         return SimpleNamespace(sample=self.up_a(h + self.up_b(h.mean((2, 3)))[..., None, None]))
 
@@ -46,12 +57,20 @@ def net() -> Net:
     with rng.seeded("gradient test"):
         model = Net().double()
     for p in model.parameters():
-        p.data += 0.3 * torch.randn(p.shape, generator=rng.generator("parameters", p.numel()), dtype=p.dtype)
+        p.data += 0.3 * torch.randn(
+            p.shape, generator=rng.generator("parameters", p.numel()), dtype=p.dtype
+        )
     return model.train()  # dropout would be on
 
 
 def pictures(n: int, *axes: int) -> torch.Tensor:
-    return 2 * torch.rand(n, *axes, 2, 4, 3, generator=rng.generator("pictures", n, *axes), dtype=torch.float64) - 1
+    return (
+        2
+        * torch.rand(
+            n, *axes, 2, 4, 3, generator=rng.generator("pictures", n, *axes), dtype=torch.float64
+        )
+        - 1
+    )
 
 
 NET, IMAGES = net(), pictures(5)
@@ -76,9 +95,13 @@ def mean_output(model: nn.Module, image: torch.Tensor, timestep: int, r: Readout
     """Mean over the draws at one timestep, one noisy image at a time."""
     total = 0.0
     for draw in range(r.draws):
-        noise = torch.randn(image.shape, generator=rng.generator("gradient noise", r.noise_seed, timestep, draw)).to(image)
+        noise = torch.randn(
+            image.shape, generator=rng.generator("gradient noise", r.noise_seed, timestep, draw)
+        ).to(image)
         noisy = signal(timestep) * image + sigma(timestep) * noise
-        total = total + value(r.model_output, model(noisy[None], torch.tensor([timestep])).sample[0], noise, timestep)
+        total = total + value(
+            r.model_output, model(noisy[None], torch.tensor([timestep])).sample[0], noise, timestep
+        )
     return total / r.draws
 
 
@@ -91,7 +114,12 @@ def twin(model: nn.Module, images: torch.Tensor, r: Readout) -> torch.Tensor:
         for clean, timestep in zip(image, r.timesteps, strict=True):
             model.zero_grad()
             mean_output(model, clean, timestep, r).backward()
-            g = torch.cat([torch.zeros(p.numel()) if p.grad is None else p.grad.flatten() for p in model.parameters()])
+            g = torch.cat(
+                [
+                    torch.zeros(p.numel()) if p.grad is None else p.grad.flatten()
+                    for p in model.parameters()
+                ]
+            )
             per_timestep.append(g / g.norm() if r.unit_norm else g)
         rows.append(sum(per_timestep) / len(r.timesteps))
     return torch.stack(rows)
@@ -106,7 +134,9 @@ def same_at_each(images: torch.Tensor, r: Readout) -> torch.Tensor:
 @pytest.mark.parametrize("output", OUTPUTS)
 def test_loops_of_autograd(output, draws, unit_norm):
     r = Readout(output, (0, 300, 999), draws, unit_norm=unit_norm)
-    torch.testing.assert_close(features(NET, IMAGES, r), twin(NET, same_at_each(IMAGES, r), r), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        features(NET, IMAGES, r), twin(NET, same_at_each(IMAGES, r), r), rtol=1e-9, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("output", OUTPUTS)
@@ -121,13 +151,19 @@ def test_finite_differences(output):
                     entry += change
                     sides.append(sum(mean_output(model, IMAGES[0], t, r) for t in r.timesteps) / 2)
                 found.append((sides[0] - sides[1]) / (2 * step))
-    torch.testing.assert_close(features(NET, IMAGES[:1], r)[0], torch.stack(found), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        features(NET, IMAGES[:1], r)[0], torch.stack(found), rtol=1e-5, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5, 12, 1000])
-@pytest.mark.parametrize("r", [READOUT, replace(READOUT, unit_norm=True), replace(READOUT, timesteps=(40,), draws=1)])
+@pytest.mark.parametrize(
+    "r", [READOUT, replace(READOUT, unit_norm=True), replace(READOUT, timesteps=(40,), draws=1)]
+)
 def test_same_for_any_batch(r, batch):
-    torch.testing.assert_close(features(NET, IMAGES, r, batch=batch), features(NET, IMAGES, r), rtol=1e-10, atol=1e-13)
+    torch.testing.assert_close(
+        features(NET, IMAGES, r, batch=batch), features(NET, IMAGES, r), rtol=1e-10, atol=1e-13
+    )
 
 
 @pytest.mark.parametrize("unit_norm", [False, True])
@@ -141,14 +177,23 @@ def test_vmap_and_loop_are_twins(monkeypatch, unit_norm):
 
 @pytest.mark.parametrize("projection", [None, Projection(16, 2)])
 def test_an_example_does_not_depend_on_the_others(projection):
-    whole, order = features(NET, IMAGES, READOUT, projection=projection), torch.tensor([3, 0, 4, 2, 1])
-    torch.testing.assert_close(features(NET, IMAGES[order], READOUT, projection=projection), whole[order])
-    torch.testing.assert_close(features(NET, IMAGES[2:3], READOUT, projection=projection), whole[2:3])
+    whole, order = (
+        features(NET, IMAGES, READOUT, projection=projection),
+        torch.tensor([3, 0, 4, 2, 1]),
+    )
+    torch.testing.assert_close(
+        features(NET, IMAGES[order], READOUT, projection=projection), whole[order]
+    )
+    torch.testing.assert_close(
+        features(NET, IMAGES[2:3], READOUT, projection=projection), whole[2:3]
+    )
 
 
 def test_gradients_of_unit_norm_average_to_less():
     r = Readout(timesteps=(300,), unit_norm=True)
-    torch.testing.assert_close(features(NET, IMAGES, r).norm(dim=1), torch.ones(5, dtype=torch.float64))
+    torch.testing.assert_close(
+        features(NET, IMAGES, r).norm(dim=1), torch.ones(5, dtype=torch.float64)
+    )
     assert (features(NET, IMAGES, replace(r, timesteps=(0, 999))).norm(dim=1) < 0.999).all()
 
 
@@ -156,36 +201,53 @@ def test_noise_has_a_name():
     r = Readout(timesteps=(7, 300), draws=3, noise_seed=4)
     noise = r.noise((2, 4, 3))
     assert noise.shape == (2, 3, 2, 4, 3) and len(noise.flatten(0, 1).flatten(1).unique(dim=0)) == 6
-    assert torch.equal(noise[1, 2], torch.randn(2, 4, 3, generator=rng.generator("gradient noise", 4, 300, 2)))
+    assert torch.equal(
+        noise[1, 2], torch.randn(2, 4, 3, generator=rng.generator("gradient noise", 4, 300, 2))
+    )
     assert torch.equal(Readout(timesteps=(300,), noise_seed=4).noise((2, 4, 3))[0, 0], noise[1, 0])
-    assert not torch.allclose(features(NET, IMAGES, r), features(NET, IMAGES, replace(r, noise_seed=5)), rtol=0.1)
+    assert not torch.allclose(
+        features(NET, IMAGES, r), features(NET, IMAGES, replace(r, noise_seed=5)), rtol=0.1
+    )
 
 
 @pytest.mark.parametrize("unit_norm", [False, True])
 def test_other_images_at_each_timestep(unit_norm):
     r, images = replace(READOUT, unit_norm=unit_norm), pictures(4, 3)
-    torch.testing.assert_close(features(NET, images, r, batch=4), twin(NET, images, r), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        features(NET, images, r, batch=4), twin(NET, images, r), rtol=1e-9, atol=1e-12
+    )
     torch.testing.assert_close(features(NET, same_at_each(IMAGES, r), r), features(NET, IMAGES, r))
 
 
-@pytest.mark.parametrize(("parts", "columns"), [(("up",), [-94, None]), (("down", "time"), [3, 91]), (("up_b.bias",), [-4, None])])
+@pytest.mark.parametrize(
+    ("parts", "columns"),
+    [(("up",), [-94, None]), (("down", "time"), [3, 91]), (("up_b.bias",), [-4, None])],
+)
 def test_parts_are_columns(parts, columns):
     whole = features(NET, IMAGES, READOUT)
-    torch.testing.assert_close(features(NET, IMAGES, replace(READOUT, parts=parts)), whole[:, slice(*columns)])
+    torch.testing.assert_close(
+        features(NET, IMAGES, replace(READOUT, parts=parts)), whole[:, slice(*columns)]
+    )
 
 
 def test_projection_is_applied_to_the_average():
     r, project = replace(READOUT, unit_norm=True), Projection(32)
-    torch.testing.assert_close(features(NET, IMAGES, r, projection=project), project(features(NET, IMAGES, r)))
+    torch.testing.assert_close(
+        features(NET, IMAGES, r, projection=project), project(features(NET, IMAGES, r))
+    )
 
 
 def test_a_unit_norm_needs_a_whole_gradient():
     """The norm is that of the chosen parts, before the projection."""
     r = Readout(timesteps=(300,), unit_norm=True, parts=("up_a",))
-    torch.testing.assert_close(features(NET, IMAGES, r).norm(dim=1), torch.ones(5, dtype=torch.float64))
+    torch.testing.assert_close(
+        features(NET, IMAGES, r).norm(dim=1), torch.ones(5, dtype=torch.float64)
+    )
 
 
-@pytest.mark.parametrize("r", [Readout(timesteps=(0, 400), draws=3), Readout("output_mean", (0, 400), unit_norm=True)])
+@pytest.mark.parametrize(
+    "r", [Readout(timesteps=(0, 400), draws=3), Readout("output_mean", (0, 400), unit_norm=True)]
+)
 def test_unet_with_attention_and_dropout(r):
     """The real thing: both ways through it, and it stays as it was."""
     model = Recipe(unet=UNET).build(0, (2, 4, 4)).double().train()
@@ -194,18 +256,33 @@ def test_unet_with_attention_and_dropout(r):
     before, modes = copy.deepcopy(model.state_dict()), [m.training for m in model.modules()]
     with torch.no_grad():
         found = features(model, images, r)
-    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items()) and modes == [m.training for m in model.modules()]
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items()) and modes == [
+        m.training for m in model.modules()
+    ]
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
-    torch.testing.assert_close(found, twin(model, same_at_each(images, r), r), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        found, twin(model, same_at_each(images, r), r), rtol=1e-9, atol=1e-12
+    )
 
 
 def test_uniform_timesteps():
-    assert uniform_timesteps(10) == tuple(range(0, 1000, 100)) and uniform_timesteps(1) == (0,) and len(uniform_timesteps(1000)) == 1000
+    assert (
+        uniform_timesteps(10) == tuple(range(0, 1000, 100))
+        and uniform_timesteps(1) == (0,)
+        and len(uniform_timesteps(1000)) == 1000
+    )
 
 
 def test_blocks_are_the_features(tmp_path):
     for block, names in ((2, 3), (5, 1), (100, 1)):
-        blocks = save_features(NET, IMAGES, READOUT, store=Store(tmp_path / str(block)), name="features/loss", block=block)
+        blocks = save_features(
+            NET,
+            IMAGES,
+            READOUT,
+            store=Store(tmp_path / str(block)),
+            name="features/loss",
+            block=block,
+        )
         assert len(blocks) == names == len(blocks.store.names())
         torch.testing.assert_close(torch.cat(list(blocks)), features(NET, IMAGES, READOUT))
     blocks.delete()
@@ -218,7 +295,15 @@ def payloads(store: Store) -> dict[str, bytes]:
 
 def test_interrupted_run_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
     def run(store: Store) -> gradients.Blocks:
-        return save_features(NET, IMAGES, READOUT, store=store, name="features/loss", block=2, projection=Projection(8))
+        return save_features(
+            NET,
+            IMAGES,
+            READOUT,
+            store=store,
+            name="features/loss",
+            block=2,
+            projection=Projection(8),
+        )
 
     whole, broken, made = Store(tmp_path / "whole"), Store(tmp_path / "broken"), []
     run(whole)
@@ -236,15 +321,25 @@ def test_interrupted_run_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
         run(broken)
     assert broken.names() == ["features/loss/0000"]
     run(broken)
-    assert len(made) == 4 and payloads(broken) == payloads(whole) and len(payloads(whole)) == 3  # two blocks were left to do
+    assert (
+        len(made) == 4 and payloads(broken) == payloads(whole) and len(payloads(whole)) == 3
+    )  # two blocks were left to do
     run(broken)
     assert len(made) == 4
 
 
-@pytest.mark.parametrize("changed", ["weights", "images", "readout", "projection", "block", "inputs"])
+@pytest.mark.parametrize(
+    "changed", ["weights", "images", "readout", "projection", "block", "inputs"]
+)
 def test_another_run_under_the_same_name_starts_anew(tmp_path, changed):
     model = copy.deepcopy(NET)
-    settings = {"store": Store(tmp_path), "name": "loss", "block": 3, "projection": Projection(8), "inputs": {"train": "a"}}
+    settings = {
+        "store": Store(tmp_path),
+        "name": "loss",
+        "block": 3,
+        "projection": Projection(8),
+        "inputs": {"train": "a"},
+    }
     images, r = IMAGES.clone(), READOUT
     save_features(model, images, r, **settings)
     if changed == "weights":
@@ -254,7 +349,11 @@ def test_another_run_under_the_same_name_starts_anew(tmp_path, changed):
     elif changed == "readout":
         r = replace(r, noise_seed=1)
     else:
-        settings[changed] = {"projection": Projection(8, seed=1), "block": 4, "inputs": {"train": "b"}}[changed]
+        settings[changed] = {
+            "projection": Projection(8, seed=1),
+            "block": 4,
+            "inputs": {"train": "b"},
+        }[changed]
     found = torch.cat(list(save_features(model, images, r, **settings)))
     torch.testing.assert_close(found, features(model, images, r, projection=settings["projection"]))
     assert Store(tmp_path).info("loss/0000")["inputs"] == settings["inputs"]
@@ -276,14 +375,26 @@ def broken_net() -> Net:
         (lambda: Readout(parts="up"), r"parts must be a tuple .*\('up',\)"),
         (lambda: uniform_timesteps(3), "must divide 1000"),
         (lambda: uniform_timesteps(0), "number of timesteps must be a positive"),
-        (lambda: features(NET, IMAGES, Readout(parts=("up", "mid"))), "parts has 'mid'.*idle, down, time, norm, up_a, up_b"),
+        (
+            lambda: features(NET, IMAGES, Readout(parts=("up", "mid"))),
+            "parts has 'mid'.*idle, down, time, norm, up_a, up_b",
+        ),
         (lambda: features(NET, IMAGES[0], READOUT), "images must be a float tensor"),
         (lambda: features(NET, 3 * IMAGES, READOUT), "images has pixels"),
-        (lambda: features(NET, IMAGES.float(), READOUT), "images are torch.float32 on cpu but the model is torch.float64"),
-        (lambda: features(NET, pictures(2, 4), READOUT), "images have 4 timesteps but the readout has 3"),
+        (
+            lambda: features(NET, IMAGES.float(), READOUT),
+            "images are torch.float32 on cpu but the model is torch.float64",
+        ),
+        (
+            lambda: features(NET, pictures(2, 4), READOUT),
+            "images have 4 timesteps but the readout has 3",
+        ),
         (lambda: features(NET, IMAGES, READOUT, batch=0), "batch must be a positive integer"),
         (lambda: features(broken_net(), IMAGES, READOUT), "gradients of images 0… are NaN"),
-        (lambda: save_features(NET, IMAGES, READOUT, store=Store("x"), name="x", block=0), "block must be a positive integer"),
+        (
+            lambda: save_features(NET, IMAGES, READOUT, store=Store("x"), name="x", block=0),
+            "block must be a positive integer",
+        ),
     ],
 )
 def test_bad_input(wrong, reason):

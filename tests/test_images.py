@@ -14,9 +14,10 @@ from PIL import Image
 from torchvision.datasets import CIFAR10
 from torchvision.datasets import cifar as torchvision_cifar
 
-from nda import images
-from nda.checks import InputError
-from nda.images import load
+from nda.data import datasets, fingerprints, folders
+from nda.data.images import load
+from nda.data.pixels import resize
+from nda.errors import InputError
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0)}
 
@@ -60,18 +61,29 @@ def levels(pixels):
 def test_mnist_pools_exactly_and_splits_without_overlap():
     train, test = (load("mnist", split=split, size=14) for split in ("train", "test"))
     assert train.pixels.shape == (4000, 1, 14, 14) and test.pixels.shape == (1000, 1, 14, 14)
-    assert train.labels.bincount().tolist() == [400] * 10 and test.labels.bincount().tolist() == [100] * 10
-    assert train.pixels.dtype == torch.float32 and -1 <= train.pixels.min() < train.pixels.max() <= 1
+    assert (
+        train.labels.bincount().tolist() == [400] * 10
+        and test.labels.bincount().tolist() == [100] * 10
+    )
+    assert (
+        train.pixels.dtype == torch.float32 and -1 <= train.pixels.min() < train.pixels.max() <= 1
+    )
     pixels, labels = mnist_data()
     pooled = pixels.reshape(-1, 14, 2, 14, 2).mean((2, 4)) / 127.5 - 1
-    assert torch.equal(torch.cat([train.labels, test.labels]).bincount(), torch.from_numpy(labels).long().bincount())
+    assert torch.equal(
+        torch.cat([train.labels, test.labels]).bincount(),
+        torch.from_numpy(labels).long().bincount(),
+    )
     ours = torch.cat([train.pixels, test.pixels]).flatten(1).double().numpy()
-    order = np.concatenate([np.flatnonzero(np.arange(5000) % 500 < 400), np.flatnonzero(np.arange(5000) % 500 >= 400)])
+    order = np.concatenate(
+        [np.flatnonzero(np.arange(5000) % 500 < 400), np.flatnonzero(np.arange(5000) % 500 >= 400)]
+    )
     np.testing.assert_allclose(ours, pooled.reshape(5000, -1)[order], atol=1e-6)
 
 
 def test_mnist_is_the_same_every_time():
-    """The sha256 is part of every result: it must not change between versions of Pillow, torch or this module."""
+    """The sha256 is part of every result: it must not change between versions of Pillow, torch or
+    this module."""
     hashes = {size: load("mnist", split="test", size=size).sha256[:12] for size in (8, 14, 28)}
     assert hashes == {8: "7a7a48b97703", 14: "683318a940c5", 28: "f76b194aec65"}
     assert load("mnist", split="train", size=14).sha256[:12] != hashes[14]
@@ -96,7 +108,11 @@ def test_folder_without_classes_and_with_other_files(tmp_path):
     paint(tmp_path / "flat" / ".hidden.png")
     paint(tmp_path / "flat" / ".ipynb_checkpoints" / "1.jpg")
     train = load(str(tmp_path / "flat"), split="train", size=4)
-    assert train.classes == ("unsorted",) and len(train.pixels) == 9 and len(load(str(tmp_path / "flat"), split="test", size=4).pixels) == 1
+    assert (
+        train.classes == ("unsorted",)
+        and len(train.pixels) == 9
+        and len(load(str(tmp_path / "flat"), split="test", size=4).pixels) == 1
+    )
 
 
 def test_folder_that_is_divided_already(tmp_path):
@@ -104,7 +120,9 @@ def test_folder_that_is_divided_already(tmp_path):
         for name in names:
             paint(tmp_path / "top" / split / name / "0.webp", COLOURS["green"], lossless=True)
     for place in ("top", "."):  # also when the data are in the one folder of an archive
-        train, test = (load(str(tmp_path / place), split=split, size=8) for split in ("train", "test"))
+        train, test = (
+            load(str(tmp_path / place), split=split, size=8) for split in ("train", "test")
+        )
         assert train.classes == test.classes == ("a", "b", "c")
         assert train.labels.tolist() == [0, 1, 2] and test.labels.tolist() == [1, 2]
         assert levels(test.pixels)[0, :, 0, 0].tolist() == [0, 255, 0]
@@ -112,7 +130,11 @@ def test_folder_that_is_divided_already(tmp_path):
 
 def one(path, size=8):
     """The pixels of one file, `[row, col, chan]`, 0…255."""
-    return levels(torch.from_numpy(images.read(path)).movedim(2, 0).float() / 127.5 - 1).movedim(0, 2).tolist()
+    return (
+        levels(torch.from_numpy(folders.read(path)).movedim(2, 0).float() / 127.5 - 1)
+        .movedim(0, 2)
+        .tolist()
+    )
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "JPEG", "webp"])
@@ -121,7 +143,9 @@ def test_formats_and_mixed_sizes(tmp_path, suffix):
         paint(tmp_path / "mixed" / f"{i}.{suffix}", COLOURS["green"], size)
     read = load(str(tmp_path / "mixed"), split="train", size=8)
     assert read.pixels.shape == (5, 3, 8, 8)
-    assert (levels(read.pixels) - torch.tensor([0, 255, 0])[:, None, None]).abs().max() <= 3  # lossy formats are near
+    assert (
+        levels(read.pixels) - torch.tensor([0, 255, 0])[:, None, None]
+    ).abs().max() <= 3  # lossy formats are near
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "1", "I;16"])
@@ -129,17 +153,21 @@ def test_modes(tmp_path, mode):
     """Left half white, right half black, in any mode, is white and black."""
     left = np.zeros((4, 4), np.uint8)
     left[:, :2] = 255
-    image = Image.fromarray(left.astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(left).convert(mode)
+    image = (
+        Image.fromarray(left.astype(np.uint16) * 257)
+        if mode == "I;16"
+        else Image.fromarray(left).convert(mode)
+    )
     assert image.mode == mode
     image.save(tmp_path / "x.png")
-    pixels = images.read(tmp_path / "x.png")
+    pixels = folders.read(tmp_path / "x.png")
     assert pixels.shape == (4, 4, 3) and pixels.dtype == np.uint8
     assert (pixels == left[:, :, None]).all()
 
 
 def test_sixteen_bits_keep_their_grey(tmp_path):
     Image.fromarray(np.full((2, 2), 200 * 257, np.uint16)).save(tmp_path / "x.png")
-    assert (images.read(tmp_path / "x.png") == 200).all()
+    assert (folders.read(tmp_path / "x.png") == 200).all()
 
 
 def test_transparency_is_laid_over_white(tmp_path):
@@ -150,18 +178,21 @@ def test_transparency_is_laid_over_white(tmp_path):
     palette.putpalette([9, 9, 9, 255, 0, 0])
     palette.save(tmp_path / "clear-palette.png", transparency=1)
     palette.save(tmp_path / "palette.png", transparency=0)
-    found = {path.stem: images.read(path)[0, 0].tolist() for path in tmp_path.glob("*.png")}
+    found = {path.stem: folders.read(path)[0, 0].tolist() for path in tmp_path.glob("*.png")}
     assert found == {
-        "clear": [255, 255, 255], "half": [255, 153, 153], "grey": [255, 255, 255],
-        "clear-palette": [255, 255, 255], "palette": [255, 0, 0],
-    }  # fmt: skip
+        "clear": [255, 255, 255],
+        "half": [255, 153, 153],
+        "grey": [255, 255, 255],
+        "clear-palette": [255, 255, 255],
+        "palette": [255, 0, 0],
+    }
 
 
 def test_cmyk(tmp_path):
     paint(tmp_path / "x.jpg", COLOURS["green"], mode="CMYK", quality=95)
     with Image.open(tmp_path / "x.jpg") as image:
         assert image.mode == "CMYK"
-    pixels = images.read(tmp_path / "x.jpg").astype(int)
+    pixels = folders.read(tmp_path / "x.jpg").astype(int)
     assert abs(pixels - [0, 255, 0]).max() <= 6
 
 
@@ -172,32 +203,48 @@ def test_exif_rotation(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     stored.save(tmp_path / "x.png", exif=exif)
-    shown = images.read(tmp_path / "x.png")
+    shown = folders.read(tmp_path / "x.png")
     assert shown.shape == (4, 2, 3) and (shown[:, 0] == 255).all() and (shown[:, 1] == 0).all()
 
 
 def test_exact_pooling_and_centre_crop():
     pixels = np.random.default_rng(0).integers(0, 256, (64, 100, 3), dtype=np.uint8)
     pooled = pixels[:, 18:82].reshape(16, 4, 16, 4, 3).mean((1, 3)) / 127.5 - 1
-    np.testing.assert_allclose(images.resize(pixels, 16).movedim(0, 2), pooled, atol=1e-6)
-    assert images.resize(pixels, 15).shape == images.resize(pixels[:, :15], 15).shape == (3, 15, 15)
-    assert images.resize(pixels, 100).abs().max() <= 1
+    np.testing.assert_allclose(resize(pixels, 16).movedim(0, 2), pooled, atol=1e-6)
+    assert resize(pixels, 15).shape == resize(pixels[:, :15], 15).shape == (3, 15, 15)
+    assert resize(pixels, 100).abs().max() <= 1
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"not an image", lambda b: b[:60] + b"\0" * 60])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda b: b[: len(b) // 2],
+        lambda b: b"",
+        lambda b: b"not an image",
+        lambda b: b[:60] + b"\0" * 60,
+    ],
+)
 def test_unreadable_file_is_named_and_skipped(folder, damage):
     bad = folder / "a" / "03.png"
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(bad)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(
+        bad
+    )
     bad.write_bytes(damage(bad.read_bytes()))
     with pytest.warns(UserWarning, match="a/03.png"):
         train = load(str(folder), split="train", size=8)
-    assert train.skipped == (str(bad),) and len(train.pixels) == 35 and train.labels.bincount().tolist() == [17, 18]
+    assert (
+        train.skipped == (str(bad),)
+        and len(train.pixels) == 35
+        and train.labels.bincount().tolist() == [17, 18]
+    )
 
 
 def test_whatever_pillow_raises_skips_one_file(folder, monkeypatch):
     def damaged(path):
         if path.name == "03.png":
-            raise struct.error("required argument is not an integer")  # Pillow on a damaged EXIF block
+            raise struct.error(
+                "required argument is not an integer"
+            )  # Pillow on a damaged EXIF block
         return np.zeros((8, 8, 3), np.uint8)
 
     monkeypatch.setattr(images, "read", damaged)
@@ -242,7 +289,9 @@ def test_folder_without_readable_images(tmp_path):
 
 def pack(archive, folder):
     """A tar of a folder, compressed as its name says."""
-    with tarfile.open(archive, f"w:{archive.suffix[1:]}" if archive.suffix != ".tar" else "w") as tar:
+    with tarfile.open(
+        archive, f"w:{archive.suffix[1:]}" if archive.suffix != ".tar" else "w"
+    ) as tar:
         tar.add(folder, arcname=folder.name)
     return archive
 
@@ -252,15 +301,21 @@ def test_archive_is_unpacked_once(folder, tmp_path, own_cache, monkeypatch, suff
     archive = pack(tmp_path / f"pictures{suffix}", folder)
     first = load(str(archive), split="train", size=8)
     plain = load(str(folder), split="train", size=8)
-    assert first.sha256 == plain.sha256 and first.classes == plain.classes and torch.equal(first.labels, plain.labels)
-    assert first.origin == f"image folder pictures{suffix}"  # the same wherever it lies: results are stored with it
+    assert (
+        first.sha256 == plain.sha256
+        and first.classes == plain.classes
+        and torch.equal(first.labels, plain.labels)
+    )
+    assert (
+        first.origin == f"image folder pictures{suffix}"
+    )  # the same wherever it lies: results are stored with it
 
     def never(*_, **__):
         raise AssertionError("unpacked again")
 
     monkeypatch.setattr(tarfile.TarFile, "extractall", never)
     assert load(str(archive), split="train", size=8).sha256 == first.sha256
-    assert list(own_cache.iterdir()) == [images.unpack(archive)]
+    assert list(own_cache.iterdir()) == [folders.unpack(archive)]
 
 
 @pytest.mark.parametrize("suffix", [".tar", ".tar.gz", ".tar.xz"])
@@ -306,7 +361,11 @@ def original(tmp_path, monkeypatch):
     data = np.zeros((20, 3, 1024), np.uint8)
     data[:, 0] = np.arange(20)[:, None]
     batch = {"data": data.reshape(20, -1), "labels": [i % 10 for i in range(20)]}
-    for name, content in {"data_batch_1": batch, "test_batch": batch, "batches.meta": {"label_names": list(images.CIFAR_CLASSES)}}.items():
+    for name, content in {
+        "data_batch_1": batch,
+        "test_batch": batch,
+        "batches.meta": {"label_names": list(datasets.CIFAR_CLASSES)},
+    }.items():
         (batches / name).write_bytes(pickle.dumps(content))
     monkeypatch.setattr(CIFAR10, "train_list", [["data_batch_1", None]])
     monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", None]])
@@ -317,7 +376,10 @@ def original(tmp_path, monkeypatch):
 def test_cifar10_of_torchvision(original):
     found = load("cifar10", split="train", size=16, root=original)
     assert found.pixels.shape == (20, 3, 16, 16) and "original" in found.origin
-    assert found.labels.tolist() == [i % 10 for i in range(20)] and found.classes == images.CIFAR_CLASSES
+    assert (
+        found.labels.tolist() == [i % 10 for i in range(20)]
+        and found.classes == datasets.CIFAR_CLASSES
+    )
     assert levels(found.pixels)[:, :, 0, 0].tolist() == [[i, 0, 0] for i in range(20)]
 
 
@@ -367,12 +429,14 @@ def test_incomplete_copy_of_torchvision(original):
 def test_images_are_found_again_in_another_copy():
     pool = load("mnist", split="train", size=16).pixels
     wanted = torch.tensor([1500, 3, 777])
-    prints = images.fingerprints(pool[wanted])
+    prints = fingerprints.fingerprints(pool[wanted])
     assert prints.shape == (3, 32) and prints.dtype == torch.float32
     order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(0))
-    copy = (pool + 0.05 * torch.randn(pool.shape, generator=torch.Generator().manual_seed(1)))[order]
-    found = images.locate(copy, prints)
+    copy = (pool + 0.05 * torch.randn(pool.shape, generator=torch.Generator().manual_seed(1)))[
+        order
+    ]
+    found = fingerprints.locate(copy, prints)
     assert torch.equal(order[found], wanted)
-    assert torch.equal(images.fingerprints(pool)[wanted], prints)  # of each image alone
+    assert torch.equal(fingerprints.fingerprints(pool)[wanted], prints)  # of each image alone
     with pytest.raises(InputError, match="1 of 3 images are not among the pixels, number 1 first"):
-        images.locate(copy[order != 3], prints)
+        fingerprints.locate(copy[order != 3], prints)

@@ -8,10 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from nda import lds, rng
-from nda.checks import InputError
+from nda import rng
+from nda.data.subsets import keep_masks
+from nda.errors import InputError
+from nda.evidence import lds
+from nda.evidence.ranks import spearman
+from nda.evidence.truth import group_effects, record
 from nda.store import Store
-from nda.subsets import keep_masks
 
 
 def normal(*shape, name="lds"):
@@ -22,7 +25,18 @@ def normal(*shape, name="lds"):
 def scipy_mean(a, b):
     """Mean over columns of scipy's Spearman correlation, 0 where a column is constant."""
     columns = zip(a.T, b.T, strict=True)
-    return float(np.mean([0.0 if min(x.unique().numel(), y.unique().numel()) == 1 else spearmanr(x, y).statistic for x, y in columns]))
+    return float(
+        np.mean(
+            [
+                (
+                    0.0
+                    if min(x.unique().numel(), y.unique().numel()) == 1
+                    else spearmanr(x, y).statistic
+                )
+                for x, y in columns
+            ]
+        )
+    )
 
 
 MASKS = keep_masks(torch.arange(40) % 2, 24, family="report")
@@ -35,7 +49,7 @@ MASKS = keep_masks(torch.arange(40) % 2, 24, family="report")
 def test_spearman_is_scipys_with_ties(subsets, queries, levels, name):
     source = rng.generator("ties", name)
     a, b = torch.randint(levels, (2, subsets, queries), generator=source).double()
-    ours = lds.spearman(a, b)
+    ours = spearman(a, b)
     assert ours.shape == (queries,)
     for x, y, value in zip(a.T, b.T, ours, strict=True):
         constant = x.unique().numel() == 1 or y.unique().numel() == 1
@@ -44,27 +58,34 @@ def test_spearman_is_scipys_with_ties(subsets, queries, levels, name):
 
 def test_constant_side_gives_zero():
     a = normal(10, 2)
-    assert (lds.spearman(a, torch.ones(10, 2)) == 0).all() and (lds.spearman(torch.full((10, 2), 0.1), a) == 0).all()
+    assert (spearman(a, torch.ones(10, 2)) == 0).all() and (
+        spearman(torch.full((10, 2), 0.1), a) == 0
+    ).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_dattri(dtype):
     scores, losses = normal(5, 40).to(dtype), normal(24, 5, name="losses").to(dtype)
     indices = torch.stack([mask.nonzero()[:, 0] for mask in MASKS])
-    theirs, _ = dattri_lds(scores.T, (-losses, indices))  # its ground truth is a target that train images raise
-    torch.testing.assert_close(lds.lds(lds.group_effects(scores, MASKS), losses), theirs.double(), rtol=0, atol=1e-6)
+    theirs, _ = dattri_lds(
+        scores.T, (-losses, indices)
+    )  # its ground truth is a target that train images raise
+    torch.testing.assert_close(
+        lds.lds(group_effects(scores, MASKS), losses), theirs.double(), rtol=0, atol=1e-6
+    )
 
 
 def test_group_effects_are_sums_over_members():
     scores = normal(3, 40).float()
-    effects = lds.group_effects(scores, MASKS)
+    effects = group_effects(scores, MASKS)
     assert effects.shape == (24, 3) and effects.dtype == torch.float64
     for subset, mask in enumerate(MASKS):
         torch.testing.assert_close(effects[subset], scores[:, mask].double().sum(1))
 
 
 def test_sign_in_a_model_that_can_be_solved():
-    """Ridge regression, refitted in closed form on every subset: influence scores say what keeping an image does to a query's loss."""
+    """Ridge regression, refitted in closed form on every subset: influence scores say what keeping
+    an image does to a query's loss."""
     x, queries, true = normal(40, 4, name="x"), normal(12, 4, name="queries"), normal(4, name="w")
     y, target = x @ true + normal(40, name="noise"), queries @ true + normal(12, name="query noise")
     ridge = 0.1 * torch.eye(4)
@@ -74,9 +95,11 @@ def test_sign_in_a_model_that_can_be_solved():
 
     losses = torch.stack([(queries @ fit(mask) - target) ** 2 for mask in MASKS])
     w = fit(torch.ones(40, dtype=torch.bool))
-    train_gradients, query_gradients = [2 * (f @ w - t)[:, None] * f for f, t in ((x, y), (queries, target))]
+    train_gradients, query_gradients = [
+        2 * (f @ w - t)[:, None] * f for f, t in ((x, y), (queries, target))
+    ]
     scores = query_gradients @ torch.linalg.inv(x.T @ x + ridge) @ train_gradients.T
-    kept = lds.group_effects(scores, MASKS)
+    kept = group_effects(scores, MASKS)
     for centre in (lambda v: v, lds.centre):
         assert lds.lds(centre(kept), centre(losses)).mean() > 0.5
         assert lds.lds(centre(-kept), centre(losses)).mean() < -0.5
@@ -85,13 +108,20 @@ def test_sign_in_a_model_that_can_be_solved():
 def test_perfect_prediction_is_one_plain_and_centred():
     losses = normal(24, 6) + 3 * normal(24, 1, name="common")
     assert torch.allclose(lds.lds(-losses, losses), torch.ones(6, dtype=torch.float64))
-    assert torch.allclose(lds.lds(lds.centre(-losses), lds.centre(losses)), torch.ones(6, dtype=torch.float64))
+    assert torch.allclose(
+        lds.lds(lds.centre(-losses), lds.centre(losses)), torch.ones(6, dtype=torch.float64)
+    )
 
 
 def test_centring_removes_what_all_queries_share():
-    values, common = normal(24, 8), (10 * normal(24, 1, name="common")).round()  # whole numbers: their mean is exact
+    values, common = (
+        normal(24, 8),
+        (10 * normal(24, 1, name="common")).round(),
+    )  # whole numbers: their mean is exact
     torch.testing.assert_close(lds.centre(values + common), lds.centre(values))
-    assert lds.lds(-common.expand(24, 8), values + common).mean() > 0.8  # a common swing alone looks like a good plain LDS
+    assert (
+        lds.lds(-common.expand(24, 8), values + common).mean() > 0.8
+    )  # a common swing alone looks like a good plain LDS
     assert (lds.lds(lds.centre(-common.expand(24, 8)), lds.centre(values + common)) == 0).all()
 
 
@@ -102,7 +132,7 @@ def test_centring_takes_the_mean_over_the_last_axis():
 
 def test_null_is_near_zero():
     scores, losses = normal(200, 40, name="null"), normal(24, 200, name="losses")
-    assert abs(lds.lds(lds.group_effects(scores, MASKS), losses).mean()) < 0.05
+    assert abs(lds.lds(group_effects(scores, MASKS), losses).mean()) < 0.05
 
 
 # ---- bootstrap
@@ -122,26 +152,34 @@ def test_bootstrap_really_resamples(levels):
     draws = lds.bootstrap({"a": a, "b": b}, losses, resamples=30, seed=4)
     for name, effects in {"a": a, "b": b}.items():
         resamples = zip(*picks(9, 5, 30, 4), strict=True)
-        loop = [scipy_mean(effects[rows][:, columns], -losses[rows][:, columns]) for rows, columns in resamples]
+        loop = [
+            scipy_mean(effects[rows][:, columns], -losses[rows][:, columns])
+            for rows, columns in resamples
+        ]
         np.testing.assert_allclose(draws[name], loop, atol=1e-9)
 
 
 @pytest.mark.parametrize("block", [1, 7, 10**6])
 def test_bootstrap_does_not_depend_on_the_block(block):
     a, losses = normal(10, 4), normal(10, 4, name="losses")
-    one, other = (lds.bootstrap({"a": a}, losses, resamples=50, block=size)["a"] for size in (200, block))
+    one, other = (
+        lds.bootstrap({"a": a}, losses, resamples=50, block=size)["a"] for size in (200, block)
+    )
     torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
 
 
 def test_bootstrap_pairs_the_methods_and_follows_its_seed():
     a, b, losses = normal(10, 4), normal(10, 4, name="b"), normal(10, 4, name="losses")
     both = lds.bootstrap({"a": a, "b": b, "twin": a.clone()}, losses, resamples=40)
-    assert torch.equal(both["a"], both["twin"]) and torch.equal(both["b"], lds.bootstrap({"b": b}, losses, resamples=40)["b"])
+    assert torch.equal(both["a"], both["twin"]) and torch.equal(
+        both["b"], lds.bootstrap({"b": b}, losses, resamples=40)["b"]
+    )
     assert not torch.equal(both["a"], lds.bootstrap({"a": a}, losses, resamples=40, seed=1)["a"])
 
 
 def test_bootstrap_of_the_size_that_is_reported():
-    """64 subsets, 200 queries, 2,000 resamples: finite, and the interval holds the estimate of a predictor with some skill."""
+    """64 subsets, 200 queries, 2,000 resamples: finite, and the interval holds the estimate of a
+    predictor with some skill."""
     losses = normal(64, 200)
     effects = -losses + 3 * normal(64, 200, name="effects")
     draws = lds.bootstrap({"a": effects}, losses, resamples=2000)["a"]
@@ -158,11 +196,15 @@ def test_interval_is_percentiles():
 def test_summary_is_in_percent_with_paired_gains():
     losses = normal(16, 5)
     effects = {"good": -losses + normal(16, 5, name="a"), "null": normal(16, 5, name="b")}
-    table = lds.summary(effects, losses, reference="null", resamples=200, seed=3).set_index("method")
+    table = lds.summary(effects, losses, reference="null", resamples=200, seed=3).set_index(
+        "method"
+    )
     draws = lds.bootstrap(effects, losses, resamples=200, seed=3)
     for name, row in table.iterrows():
         assert row["lds"] == pytest.approx(100 * scipy_mean(effects[name], -losses))
-        assert (row["low"], row["high"]) == pytest.approx([100 * v for v in lds.interval(draws[name])])
+        assert (row["low"], row["high"]) == pytest.approx(
+            [100 * v for v in lds.interval(draws[name])]
+        )
     gain = table.loc["good", ["gain", "gain_low", "gain_high"]].tolist()
     paired = [100 * v for v in lds.interval(draws["good"] - draws["null"])]
     assert gain == pytest.approx([table["lds"]["good"] - table["lds"]["null"], *paired])
@@ -177,13 +219,15 @@ def test_record_keeps_scores_and_their_effects(tmp_path):
     results.save("masks/report", MASKS, axes="subset train")
     scores = normal(3, 40)
     made = {"store": store, "results": results, "parameters": {"patch": 3}, "seconds": 1.5}
-    lds.record("nda", "val", scores, **made)
+    record("nda", "val", scores, **made)
     assert torch.equal(store.load("scores/nda-val", "query train"), scores)
-    assert torch.equal(results.load("effects/nda-val", "subset query"), lds.group_effects(scores, MASKS).float())
+    assert torch.equal(
+        results.load("effects/nda-val", "subset query"), group_effects(scores, MASKS).float()
+    )
     for place, name in ((store, "scores/nda-val"), (results, "effects/nda-val")):
         assert place.info(name)["parameters"] == {"patch": 3} and place.info(name)["seconds"] == 1.5
     with pytest.raises(InputError, match="transposed"):
-        lds.record("other", "val", scores.T, **made)
+        record("other", "val", scores.T, **made)
     assert "scores/other-val" not in store
     results.save("masks/report", ~MASKS, axes="subset train")
     with pytest.raises(InputError, match="another masks/report"):
@@ -202,8 +246,11 @@ def test_ceiling_of_two_seeds_is_their_correlation():
 
 @pytest.mark.parametrize(("seeds", "reliability"), [(2, 0.5), (3, 0.2), (3, 0.6), (5, 0.4)])
 def test_ceiling_recovers_the_reliability(seeds, reliability):
-    """Signal and noise of known variances: the mean of S seeds has reliability Sρ / (1 + (S-1)ρ). Ranks lose a few percent of it."""
-    losses = reliability**0.5 * normal(150, 1, 60) + (1 - reliability) ** 0.5 * normal(150, seeds, 60, name="noise")
+    """Signal and noise of known variances: the mean of S seeds has reliability Sρ / (1 + (S-1)ρ).
+    Ranks lose a few percent of it."""
+    losses = reliability**0.5 * normal(150, 1, 60) + (1 - reliability) ** 0.5 * normal(
+        150, seeds, 60, name="noise"
+    )
     one, mean = lds.seed_ceiling(losses)
     k = seeds - 1
     assert one == pytest.approx(reliability * (k / (1 + (k - 1) * reliability)) ** 0.5, abs=0.04)
@@ -233,7 +280,7 @@ GOOD = normal(10, 4)
 )
 def test_bad_scores(scores, reason):
     with pytest.raises(InputError, match=reason):
-        lds.group_effects(scores, MASKS)
+        group_effects(scores, MASKS)
 
 
 @pytest.mark.parametrize(
@@ -258,7 +305,9 @@ def test_no_resamples():
         lds.bootstrap({"a": GOOD}, GOOD, resamples=0)
 
 
-@pytest.mark.parametrize("losses", [normal(10, 1, 4), normal(10, 4), normal(2, 3, 4), normal(10, 3, 4) / 0])
+@pytest.mark.parametrize(
+    "losses", [normal(10, 1, 4), normal(10, 4), normal(2, 3, 4), normal(10, 3, 4) / 0]
+)
 def test_ceiling_of_bad_losses(losses):
     with pytest.raises(InputError):
         lds.seed_ceiling(losses)

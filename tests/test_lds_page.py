@@ -1,6 +1,8 @@
-"""The numbers of the LDS page, computed again from the results on disk by code that shares none with the module: numpy and scipy alone.
+"""The numbers of the LDS page, computed again from the results on disk by code that shares none
+with the module: numpy and scipy alone.
 
-Without `NDA_BOOK` it is the page of the tiny profile; `make book` sets it to the repository and so checks the real one.
+Without `NDA_BOOK` it is the page of the tiny profile; `make book` sets it to the repository and so
+checks the real one.
 """
 
 import csv
@@ -25,7 +27,11 @@ RETRAINED = ("empirical_influence", "datamodel")  # fitted on the page
 
 @pytest.fixture(scope="module")
 def home(request):
-    return Path(os.environ["NDA_BOOK"]) if os.environ.get("NDA_BOOK") else request.getfixturevalue("tiny_home")
+    return (
+        Path(os.environ["NDA_BOOK"])
+        if os.environ.get("NDA_BOOK")
+        else request.getfixturevalue("tiny_home")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -36,14 +42,19 @@ def page(home):
 @pytest.fixture(scope="module")
 def results(home, page):
     folder = home / "data/results" / page["metadata"]["papermill"]["parameters"]["profile"]
-    return {path.relative_to(folder).with_suffix("").as_posix(): load_file(path) for path in folder.rglob("*.safetensors")}
+    return {
+        path.relative_to(folder).with_suffix("").as_posix(): load_file(path)
+        for path in folder.rglob("*.safetensors")
+    }
 
 
 def tables(page):
     """Every table of the page as `{(block, row): [cells]}`, with its header."""
     for cell in page["cells"]:
         for output in cell.get("outputs", []):
-            soup = BeautifulSoup("".join(output.get("data", {}).get("text/html", "")), "html.parser")
+            soup = BeautifulSoup(
+                "".join(output.get("data", {}).get("text/html", "")), "html.parser"
+            )
             if soup.tbody:
                 rows, block = {}, ""
                 for line in soup.tbody.find_all("tr"):
@@ -54,7 +65,8 @@ def tables(page):
 
 
 def mean_lds(effects, losses):
-    """Mean over queries of Pearson's correlation of ranks, in percent; a constant side orders nothing."""
+    """Mean over queries of Pearson's correlation of ranks, in percent; a constant side orders
+    nothing."""
     ranks = [rankdata(values, axis=0) for values in (effects, -losses)]
     ours, true = (values - values.mean(0) for values in ranks)
     norms = np.linalg.norm(ours, axis=0) * np.linalg.norm(true, axis=0)
@@ -62,7 +74,9 @@ def mean_lds(effects, losses):
 
 
 def scores_table(page, kind):
-    return [rows for header, rows in tables(page) if "95 % interval of gain" in header][kind == "centred"]
+    return [rows for header, rows in tables(page) if "95 % interval of gain" in header][
+        kind == "centred"
+    ]
 
 
 def ends(cell):
@@ -72,10 +86,14 @@ def ends(cell):
 def difference(page, kind, queries, key):
     """Of a method to NDA at two scales: the number and its interval."""
     found = next(
-        rows for header, rows in tables(page) if header == ["", "plain", "centred", "plain", "centred", "", "val", "val", "gen", "gen"]
+        rows
+        for header, rows in tables(page)
+        if header == ["", "plain", "centred", "plain", "centred", "", "val", "val", "gen", "gen"]
     )
     return found["", METHODS[key].label][
-        [("plain", "val"), ("centred", "val"), ("plain", "gen"), ("centred", "gen")].index((kind, queries))
+        [("plain", "val"), ("centred", "val"), ("plain", "gen"), ("centred", "gen")].index(
+            (kind, queries)
+        )
     ].split(" ", 1)
 
 
@@ -103,7 +121,9 @@ def test_scores_gains_and_shares(page, results, kind):
             for k in METHODS
             if f"effects/{k}-{queries}" in results
         }
-        reference, nda = (mean_lds(transform(effects[key]), losses) for key in ("pixel_dot", "nda_two_scale"))
+        reference, nda = (
+            mean_lds(transform(effects[key]), losses) for key in ("pixel_dot", "nda_two_scale")
+        )
         for (block, label), cells in found.items():
             if block == queries and label in KEYS and KEYS[label] not in RETRAINED:
                 score = mean_lds(transform(effects.pop(KEYS[label])), losses)
@@ -113,8 +133,12 @@ def test_scores_gains_and_shares(page, results, kind):
                     label
                 )  # of few subsets a percentile interval may miss the value
                 assert float(cells[2]) == pytest.approx(score - reference, abs=0.051), label
-                assert float(difference(page, kind, queries, KEYS[label])[0]) == pytest.approx(score - nda, abs=0.051), label
-                assert (not best and not cells[4]) or float(cells[4]) == pytest.approx(100 * score / best, abs=0.51), label
+                assert float(difference(page, kind, queries, KEYS[label])[0]) == pytest.approx(
+                    score - nda, abs=0.051
+                ), label
+                assert (not best and not cells[4]) or float(cells[4]) == pytest.approx(
+                    100 * score / best, abs=0.51
+                ), label
                 seen += 1
         assert not effects, f"not in the table: {', '.join(effects)}"
     assert seen >= 20
@@ -123,23 +147,37 @@ def test_scores_gains_and_shares(page, results, kind):
 @pytest.mark.parametrize("queries", HALF)
 @pytest.mark.parametrize("kind", CENTRING)
 def test_intervals(page, results, kind, queries):
-    """By a bootstrap of our own, other draws and fewer: ends agree within a fifth of the interval's width, twice what chance allows."""
+    """By a bootstrap of our own, other draws and fewer: ends agree within a fifth of the interval's
+    width, twice what chance allows."""
     transform, source, draws = CENTRING[kind], np.random.default_rng(0), []
     losses = transform(truth(results, queries).mean(1))
     if len(losses) < 20:
         pytest.skip("an interval from a handful of subsets has no steady ends")
     keys = ("pixel_dot", "nda_two_scale", "d_trak")
-    effects = [transform(results[f"effects/{key}-{queries}"]["value"].astype(float)[:, HALF[queries]]) for key in keys]
+    effects = [
+        transform(results[f"effects/{key}-{queries}"]["value"].astype(float)[:, HALF[queries]])
+        for key in keys
+    ]
     for _ in range(300):
         rows, columns = (source.integers(n, size=n) for n in losses.shape)
-        draws.append([mean_lds(values[rows][:, columns], losses[rows][:, columns]) for values in effects])
+        draws.append(
+            [mean_lds(values[rows][:, columns], losses[rows][:, columns]) for values in effects]
+        )
     draws = np.array(draws)
-    gains, to_nda = (draws - draws[:, [keys.index(reference)]] for reference in ("pixel_dot", "nda_two_scale"))
+    gains, to_nda = (
+        draws - draws[:, [keys.index(reference)]] for reference in ("pixel_dot", "nda_two_scale")
+    )
     for key, own, gain, apart in zip(keys, draws.T, gains.T, to_nda.T, strict=True):
         cells = scores_table(page, kind)[queries, METHODS[key].label]
-        for cell, values in ((cells[1], own), (cells[3], gain), (difference(page, kind, queries, key)[1], apart)):
+        for cell, values in (
+            (cells[1], own),
+            (cells[3], gain),
+            (difference(page, kind, queries, key)[1], apart),
+        ):
             low, high = np.percentile(values, [2.5, 97.5])
-            np.testing.assert_allclose(ends(cell), [low, high], atol=0.1 + (high - low) / 5, err_msg=key)
+            np.testing.assert_allclose(
+                ends(cell), [low, high], atol=0.1 + (high - low) / 5, err_msg=key
+            )
 
 
 def test_ceilings(page, results):
@@ -152,7 +190,9 @@ def test_ceilings(page, results):
 
 
 def test_costs_are_those_of_the_sidecars(page, home):
-    folder = home / "data/results" / page["metadata"]["papermill"]["parameters"]["profile"] / "effects"
+    folder = (
+        home / "data/results" / page["metadata"]["papermill"]["parameters"]["profile"] / "effects"
+    )
     found = next(rows for header, rows in tables(page) if "needs" in header and "K" in header)
     for (_, label), (_, steps, *seconds) in found.items():
         for queries, cell in zip(HALF, seconds, strict=True):
@@ -168,19 +208,24 @@ def test_costs_are_those_of_the_sidecars(page, home):
 def test_published_numbers_stand_beside_ours(page):
     with (ROOT / "data/results/published/cifar2.csv").open() as file:
         rows = sorted(csv.DictReader(file), key=lambda row: int(row["timesteps"] or 0))
-    theirs = {(row["method"], row["queries"]): float(row["lds"]) for row in rows}  # of several K the largest
+    theirs = {
+        (row["method"], row["queries"]): float(row["lds"]) for row in rows
+    }  # of several K the largest
     found = next(rows for header, rows in tables(page) if "paper, %" in header)
     ours, seen = scores_table(page, "plain"), 0
     for (_, label), cells in found.items():
         for queries, paper, here in zip(HALF, cells[::2], cells[1::2], strict=True):
-            assert paper == (f"{theirs[KEYS[label], queries]:.1f}" if (KEYS[label], queries) in theirs else "")
+            assert paper == (
+                f"{theirs[KEYS[label], queries]:.1f}" if (KEYS[label], queries) in theirs else ""
+            )
             assert here == (ours[queries, label][0] if (queries, label) in ours else "")
             seen += bool(paper and here)
     assert seen >= 10
 
 
 def ridge(losses, masks):
-    """Minus the coefficients `[query, train]`, each query with the penalty of the least leave-one-out error."""
+    """Minus the coefficients `[query, train]`, each query with the penalty of the least
+    leave-one-out error."""
     kept, values = masks - masks.mean(0), losses - losses.mean(0)
     fits = []
     for penalty in (0.1, 1.0, 10.0):
@@ -193,19 +238,30 @@ def ridge(losses, masks):
 
 
 def without(losses, masks):
-    """Mean loss of the models without an image minus that of the models with it, `[query, train]`."""
+    """Mean loss of models without an image minus that of models with it, `[query, train]`."""
     keep = masks.astype(bool)
     return np.stack([losses[~k].mean(0) - losses[k].mean(0) for k in keep.T], 1)
 
 
 @pytest.mark.parametrize(("key", "fit"), [("empirical_influence", without), ("datamodel", ridge)])
 def test_references_are_fitted_on_select_alone(page, results, key, fit):
-    masks = {family: results[f"masks/{family}"]["value"].astype(float) for family in ("select", "report")}
+    masks = {
+        family: results[f"masks/{family}"]["value"].astype(float) for family in ("select", "report")
+    }
     if key == "datamodel" and len(masks["select"]) < 16:
-        pytest.skip("so few equations leave effects that are equal but for rounding, and ranks that hang on it")
+        pytest.skip(
+            "so few equations leave effects that are equal but for rounding, and ranks that hang"
+            " on it"
+        )
     for queries in HALF:
         row = scores_table(page, "plain").get((queries, METHODS[key].label))
         if row:
-            losses = results[f"losses/select-{queries}"]["value"].astype(float)[:, :, HALF[queries]].mean((1, 3))
+            losses = (
+                results[f"losses/select-{queries}"]["value"]
+                .astype(float)[:, :, HALF[queries]]
+                .mean((1, 3))
+            )
             effects = masks["report"] @ fit(losses, masks["select"]).T
-            assert float(row[0]) == pytest.approx(mean_lds(effects, truth(results, queries).mean(1)), abs=0.051)
+            assert float(row[0]) == pytest.approx(
+                mean_lds(effects, truth(results, queries).mean(1)), abs=0.051
+            )

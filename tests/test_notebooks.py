@@ -1,11 +1,12 @@
-"""The notebooks run, in order, on the tiny profile; run again by nbval they give the same checked cells."""
+"""The notebooks run, in order, on the tiny profile; run again by nbval they give the same checked
+cells."""
 
 import json
 import os
 import subprocess
 import sys
 
-from nda import pipeline
+from nda.artefact import notebooks
 
 
 def outputs(runs):
@@ -15,13 +16,14 @@ def outputs(runs):
 
 def test_every_notebook_ran_to_its_end(tiny_home):
     executed = dict(outputs(tiny_home / "book/runs"))
-    assert list(executed) == pipeline.notebooks()
+    assert list(executed) == notebooks.notebooks()
     for name, notebook in executed.items():
         assert not notebook["metadata"]["papermill"]["exception"], name
 
 
 def test_nbval(tiny_home):
-    """Lax everywhere, strict on the cells tagged `nbval-check-output`; the kernels run in the notebooks' own folder."""
+    """Lax everywhere, strict on the cells tagged `nbval-check-output`; the kernels run in the
+    notebooks' own folder."""
     flags = ["--nbval-lax", "--nbval-current-env", "-p", "no:cacheprovider", "-q", "-c", os.devnull]
     environment = os.environ | {"NDA_HOME": str(tiny_home), "TQDM_DISABLE": "1"}
     command = [sys.executable, "-m", "pytest", *flags, str(tiny_home / "book/runs")]
@@ -30,8 +32,8 @@ def test_nbval(tiny_home):
 
 
 def test_each_notebook_has_a_strictly_checked_cell():
-    for name in pipeline.notebooks():
-        cells = json.loads((pipeline.SOURCES / f"{name}.ipynb").read_text())["cells"]
+    for name in notebooks.notebooks():
+        cells = json.loads((notebooks.SOURCES / f"{name}.ipynb").read_text())["cells"]
         assert any("nbval-check-output" in cell["metadata"].get("tags", []) for cell in cells), name
 
 

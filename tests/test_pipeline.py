@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from nda import diffusion, pipeline
 from nda.__main__ import main
-from nda.checks import InputError
+from nda.artefact import notebooks
+from nda.errors import InputError
+from nda.model import unet
 
 BAD = {
     "profile": ["run", "--profile", "nope"],
@@ -36,7 +37,18 @@ def test_bad_input_is_one_sentence_and_exit_code_2(arguments, tmp_path, monkeypa
 
 def test_bad_data_fails_its_notebook_with_exit_code_2(tmp_path):
     environment = os.environ | {"NDA_HOME": str(tmp_path)}
-    command = [sys.executable, "-m", "nda", "run", "--profile", "tiny", "--only", "01", "-p", "dataset=nope"]
+    command = [
+        sys.executable,
+        "-m",
+        "nda",
+        "run",
+        "--profile",
+        "tiny",
+        "--only",
+        "01",
+        "-p",
+        "dataset=nope",
+    ]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
     assert "'nope'" in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
@@ -46,25 +58,30 @@ def test_bad_data_fails_its_notebook_with_exit_code_2(tmp_path):
 
 
 def test_a_failed_notebook_is_exit_code_1(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(pipeline, "run", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("notebook 02 failed")))
+    monkeypatch.setattr(
+        notebooks, "run", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("notebook 02 failed"))
+    )
     assert main(["run", "--profile", "tiny"]) == 1
     assert "notebook 02 failed" in capsys.readouterr().err
 
 
 def test_the_paper_profile_makes_the_papers_model():
-    recipe = diffusion.Recipe.parse({"unet": pipeline.profile("paper")["unet"]})
+    recipe = unet.Recipe.parse({"unet": notebooks.profile("paper")["unet"]})
     model = recipe.build(42, (3, 32, 32))
     assert sum(p.numel() for p in model.parameters()) == 38_307_203
 
 
 def test_commands_start_without_diffusers():
-    subprocess.run([sys.executable, "-c", "import sys, nda.__main__; sys.exit('diffusers' in sys.modules)"], check=True)
+    subprocess.run(
+        [sys.executable, "-c", "import sys, nda.__main__; sys.exit('diffusers' in sys.modules)"],
+        check=True,
+    )
 
 
 def test_find_is_unambiguous():
-    assert pipeline.find("05") == "05_nda"
+    assert notebooks.find("05") == "05_nda"
     with pytest.raises(InputError, match="no single notebook"):
-        pipeline.find("0")
+        notebooks.find("0")
 
 
 def test_environment_file_agrees_with_the_project():
@@ -78,7 +95,17 @@ def test_environment_file_agrees_with_the_project():
     assert "python=3.11" in environment and project["requires-python"] == ">=3.11"
     extras = set(environment[-1]["pip"][1].removeprefix("-e .[").removesuffix("]").split(","))
     assert extras == set(project["optional-dependencies"])
-    locked = {line.split("==")[0].lower() for line in (root / "requirements.lock").read_text().splitlines() if "==" in line}
-    wanted = [*project["dependencies"], *(r for extra in project["optional-dependencies"].values() for r in extra)]
-    names = {"".join(c if c.isalnum() or c in "-_." else " " for c in r).split()[0].lower() for r in wanted}
+    locked = {
+        line.split("==")[0].lower()
+        for line in (root / "requirements.lock").read_text().splitlines()
+        if "==" in line
+    }
+    wanted = [
+        *project["dependencies"],
+        *(r for extra in project["optional-dependencies"].values() for r in extra),
+    ]
+    names = {
+        "".join(c if c.isalnum() or c in "-_." else " " for c in r).split()[0].lower()
+        for r in wanted
+    }
     assert names <= locked, names - locked

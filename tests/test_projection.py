@@ -1,12 +1,14 @@
-"""The matrix-free projection: its hash, what it keeps, and that it does not depend on how it is run."""
+"""The matrix-free projection: its hash, what it keeps, and that it does not depend on how it is
+run."""
 
 import numpy as np
 import pytest
 import torch
 
-from nda import projection, rng
-from nda.checks import InputError
-from nda.projection import Projection
+import nda.rivals.projection
+from nda import rng
+from nda.errors import InputError
+from nda.rivals.projection import Projection, _mix
 
 
 def vectors(n: int, dim: int, dtype=torch.float64) -> torch.Tensor:
@@ -27,8 +29,8 @@ def twin_mix(x: np.ndarray) -> np.ndarray:
 
 def test_hash_is_the_32_bit_one():
     numbers = np.concatenate([np.arange(1000), 2**32 - 1 - np.arange(1000)])
-    assert projection._mix(torch.from_numpy(numbers)).numpy().tolist() == twin_mix(numbers).tolist()
-    assert len(set(projection._mix(torch.arange(100_000)).tolist())) == 100_000  # a bijection
+    assert _mix(torch.from_numpy(numbers)).numpy().tolist() == twin_mix(numbers).tolist()
+    assert len(set(_mix(torch.arange(100_000)).tolist())) == 100_000  # a bijection
 
 
 @pytest.mark.parametrize(("dim", "nonzeros", "seed"), [(12, 1, 0), (12, 3, 5)])
@@ -52,9 +54,12 @@ def test_values_are_pinned():
 
 @pytest.mark.parametrize("nonzeros", [1, 4])
 def test_inner_products_are_kept(nonzeros):
-    """Every pair within 5 standard deviations, and their spread that of a dense Gaussian projection, √((1 + cosine²)/dim)."""
+    """Every pair within 5 standard deviations, and their spread that of a dense Gaussian
+    projection, √((1 + cosine²)/dim)."""
     x = unit(40, 5000)
-    x = torch.cat([x, torch.nn.functional.normalize(x + unit(41, 5000)[1:], dim=1)])  # 40 pairs of cosine about 0.7
+    x = torch.cat(
+        [x, torch.nn.functional.normalize(x + unit(41, 5000)[1:], dim=1)]
+    )  # 40 pairs of cosine about 0.7
     projected = Projection(1024, nonzeros)(x)
     error = projected @ projected.T - x @ x.T
     off = error[~torch.eye(80, dtype=torch.bool)]
@@ -65,7 +70,9 @@ def test_inner_products_are_kept(nonzeros):
 @pytest.mark.parametrize("nonzeros", [1, 2])
 def test_inner_products_are_right_in_expectation(nonzeros):
     x, y = vectors(2, 30)
-    found = torch.stack([torch.dot(*Projection(8, nonzeros, seed)(torch.stack([x, y]))) for seed in range(600)])
+    found = torch.stack(
+        [torch.dot(*Projection(8, nonzeros, seed)(torch.stack([x, y]))) for seed in range(600)]
+    )
     assert abs(found.mean() - x @ y) < 4 * found.std() / 600**0.5
     assert found.std() > 1  # else the line above says nothing
 
@@ -81,8 +88,13 @@ def test_a_single_coordinate_keeps_its_norm_exactly(nonzeros):
 def test_places_and_signs_are_even():
     place, sign = Projection(64)._hash(torch.arange(64_000), 0)
     counts = torch.bincount(place, minlength=64).double()
-    assert ((counts - 1000) ** 2 / 1000).sum() < 63 + 5 * (2 * 63) ** 0.5  # chi-square with 63 degrees of freedom
-    assert abs(sign.sum()) < 5 * 64_000**0.5 and abs((sign * (place % 2 * 2 - 1)).sum()) < 5 * 64_000**0.5
+    assert ((counts - 1000) ** 2 / 1000).sum() < 63 + 5 * (
+        2 * 63
+    ) ** 0.5  # chi-square with 63 degrees of freedom
+    assert (
+        abs(sign.sum()) < 5 * 64_000**0.5
+        and abs((sign * (place % 2 * 2 - 1)).sum()) < 5 * 64_000**0.5
+    )
 
 
 @pytest.mark.parametrize("size", [1, 7, 64, 1000])
@@ -90,7 +102,7 @@ def test_places_and_signs_are_even():
 def test_same_bits_for_any_block_and_slice_and_order(monkeypatch, size, nonzeros):
     x, project = vectors(6, 300, torch.float32), Projection(16, nonzeros)
     whole = project(x)
-    monkeypatch.setattr(projection, "SLICE", size)
+    monkeypatch.setattr(nda.rivals.projection, "SLICE", size)
     assert torch.equal(project(x), whole)
     assert torch.equal(torch.cat([project(part) for part in x.split(min(size, 4))]), whole)
     order = torch.randperm(6, generator=rng.generator("order"))
@@ -103,7 +115,10 @@ def test_seeds_differ():
     assert abs(torch.nn.functional.cosine_similarity(a, b, dim=0)) < 0.6
 
 
-@pytest.mark.parametrize(("arguments", "reason"), [((0,), "dim"), ((4, 0), "nonzeros"), ((4, 3), "nonzeros must divide"), ((2.5,), "dim")])
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [((0,), "dim"), ((4, 0), "nonzeros"), ((4, 3), "nonzeros must divide"), ((2.5,), "dim")],
+)
 def test_bad_input(arguments, reason):
     with pytest.raises(InputError, match=reason):
         Projection(*arguments)

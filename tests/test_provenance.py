@@ -1,4 +1,5 @@
-"""Provenance is the posterior itself: compared with one that is written out in loops over all pairs of windows."""
+"""Provenance is the posterior itself: compared with one that is written out in loops over all pairs
+of windows."""
 
 import math
 from itertools import product
@@ -10,29 +11,37 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nda import rng
-from nda.checks import InputError
-from nda.patches import patch_scores, shared_noise
-from nda.provenance import provenance, used_pixels
+from nda.errors import InputError
+from nda.nonparametric.patches import patch_scores, shared_noise
+from nda.nonparametric.provenance import provenance, used_pixels
 from nda.schedule import sigma, signal
 
 
 def random_images(*shape, name="provenance", dtype=torch.float64):
     """Uniform pixels in [-1, 1]."""
-    return (2 * torch.rand(*shape, generator=rng.generator(name), dtype=torch.float64) - 1).to(dtype)
+    return (2 * torch.rand(*shape, generator=rng.generator(name), dtype=torch.float64) - 1).to(
+        dtype
+    )
 
 
 def grid_of(images, patch):
     return [side - 1 + patch % 2 for side in images.shape[-2:]]
 
 
-def distances(query, train, *, timestep, patch, coarse=False, borders="match", noise=None, temperature=1.0):
-    """|x - y|² of all windows, [row, col, train, row2, col2]; infinite where they may not meet. Outside of an image is NaN."""
+def distances(
+    query, train, *, timestep, patch, coarse=False, borders="match", noise=None, temperature=1.0
+):
+    """|x - y|² of all windows, [row, col, train, row2, col2]; infinite where they may not meet.
+    Outside of an image is NaN."""
     rows, cols = grid_of(query, patch)
     before = (patch - 1) // 2
     pad = [before, patch - 1 - before] * 2
     noisy = signal(timestep) * query + (0 if noise is None else sigma(timestep) * noise)
     found = torch.full((rows, cols, len(train), rows, cols), math.inf, dtype=torch.float64)
-    x, bank = F.pad(noisy, pad, value=math.nan), F.pad(signal(timestep) * train, pad, value=math.nan)
+    x, bank = (
+        F.pad(noisy, pad, value=math.nan),
+        F.pad(signal(timestep) * train, pad, value=math.nan),
+    )
     for i, j, n, k, m in product(*map(range, found.shape)):
         one, other = x[:, i : i + patch, j : j + patch], bank[n, :, k : k + patch, m : m + patch]
         if borders == "zero" or torch.equal(one.isnan(), other.isnan()):
@@ -74,7 +83,12 @@ def test_every_map_is_what_the_loops_say(options, noisy):
         nearest = squares[i, j, image[i, j, rank]].argmin().item()
         assert found.source[i, j, rank].tolist() == [nearest // cols, nearest % cols]
     for n in range(3):
-        torch.testing.assert_close(used_pixels(query, train, n, **options), posterior[:, :, n].sum((0, 1)), rtol=0, atol=1e-9)
+        torch.testing.assert_close(
+            used_pixels(query, train, n, **options),
+            posterior[:, :, n].sum((0, 1)),
+            rtol=0,
+            atol=1e-9,
+        )
 
 
 @st.composite
@@ -83,7 +97,10 @@ def cases(draw):
     rows, cols, patch = draw(st.integers(1, 9)), draw(st.integers(1, 9)), draw(st.integers(1, 9))
     patch = min(patch, rows, cols)
     name = draw(st.integers(0, 99))
-    query, train = random_images(2, rows, cols, name=name), random_images(draw(st.integers(1, 5)), 2, rows, cols, name=-1 - name)
+    query, train = (
+        random_images(2, rows, cols, name=name),
+        random_images(draw(st.integers(1, 5)), 2, rows, cols, name=-1 - name),
+    )
     options = {
         "timestep": draw(st.sampled_from([0, 100, 500, 999])),
         "patch": patch,
@@ -100,7 +117,12 @@ def cases(draw):
 def test_masses_sum_to_one_and_entropy_has_its_bounds(case):
     query, train, options = case
     found = provenance(query, train, few=1, **options)
-    torch.testing.assert_close(found.masses.sum(2), torch.ones(*grid_of(query, options["patch"]), dtype=torch.float64), rtol=0, atol=1e-9)
+    torch.testing.assert_close(
+        found.masses.sum(2),
+        torch.ones(*grid_of(query, options["patch"]), dtype=torch.float64),
+        rtol=0,
+        atol=1e-9,
+    )
     assert (found.entropy >= -1e-9).all() and (found.entropy <= math.log(len(train)) + 1e-9).all()
 
 
@@ -122,11 +144,18 @@ def test_with_matching_borders_no_source_has_another_border(case):
     found = provenance(query, train, few=len(train), **options | {"borders": "match"})
     before = (patch - 1) // 2
     for axis, side in ((0, query.shape[1]), (1, query.shape[2])):
-        own = torch.arange(found.source.shape[axis]).view(-1, *[1] * (2 - axis)).expand(found.source.shape[:3])
+        own = (
+            torch.arange(found.source.shape[axis])
+            .view(-1, *[1] * (2 - axis))
+            .expand(found.source.shape[:3])
+        )
         source = found.source[..., axis]
         for first, last in ((own, source),):
             assert torch.equal((before - first).clamp_min(0), (before - last).clamp_min(0))
-            assert torch.equal((first - before + patch - side).clamp_min(0), (last - before + patch - side).clamp_min(0))
+            assert torch.equal(
+                (first - before + patch - side).clamp_min(0),
+                (last - before + patch - side).clamp_min(0),
+            )
 
 
 @pytest.mark.parametrize("borders", ["match", "zero"])
@@ -140,12 +169,20 @@ def test_a_train_image_comes_from_itself(patch, coarse, borders):
     assert found.mass[..., 0].min() > 0.99 and found.entropy.max() < 0.1
     used = used_pixels(train[2], train, 2, timestep=20, patch=patch, coarse=coarse, borders=borders)
     torch.testing.assert_close(used, torch.ones(rows, cols), rtol=0, atol=0.02)
-    assert used_pixels(train[2], train, 0, timestep=20, patch=patch, coarse=coarse, borders=borders).max() < 0.02
+    assert (
+        used_pixels(
+            train[2], train, 0, timestep=20, patch=patch, coarse=coarse, borders=borders
+        ).max()
+        < 0.02
+    )
 
 
 def test_entropy_reaches_its_bounds():
     one = random_images(1, 2, 5, 5)
-    alike, alone = (provenance(one[0], one.expand(n, -1, -1, -1), few=1, timestep=300, patch=3).entropy for n in (4, 1))
+    alike, alone = (
+        provenance(one[0], one.expand(n, -1, -1, -1), few=1, timestep=300, patch=3).entropy
+        for n in (4, 1)
+    )
     torch.testing.assert_close(alike, torch.full((5, 5), math.log(4), dtype=torch.float64))
     assert torch.equal(alone.abs(), torch.zeros(5, 5, dtype=torch.float64))
 
@@ -153,18 +190,27 @@ def test_entropy_reaches_its_bounds():
 def test_no_patch_is_cut():
     """More positions than the 100 that scores keep of an image, all of which weigh the same."""
     images = random_images(1, 1, 1, 1).expand(2, 1, 11, 12)
-    assert torch.allclose(provenance(images[0], images, few=1, timestep=999, patch=1).masses.sum(2), torch.ones((), dtype=torch.float64))
-    assert used_pixels(images[0], images, 0, timestep=999, patch=1).sum().item() == pytest.approx(11 * 12 / 2)
+    assert torch.allclose(
+        provenance(images[0], images, few=1, timestep=999, patch=1).masses.sum(2),
+        torch.ones((), dtype=torch.float64),
+    )
+    assert used_pixels(images[0], images, 0, timestep=999, patch=1).sum().item() == pytest.approx(
+        11 * 12 / 2
+    )
 
 
 def test_the_first_few():
     query, train = random_images(1, 5, 5), random_images(4, 1, 5, 5, name="train")
     every = provenance(query, train, few=4, timestep=300, patch=3)
-    assert (every.mass.diff(dim=2) <= 0).all() and torch.equal(every.image.sort(2).values, torch.arange(4).expand(5, 5, 4))
+    assert (every.mass.diff(dim=2) <= 0).all() and torch.equal(
+        every.image.sort(2).values, torch.arange(4).expand(5, 5, 4)
+    )
     assert torch.equal(every.mass, every.masses.gather(2, every.image))
     assert provenance(query, train, timestep=300, patch=3).image.shape == (5, 5, 3)
     two = provenance(query, train, few=2, timestep=300, patch=3)
-    assert torch.equal(two.image, every.image[:, :, :2]) and torch.equal(two.source, every.source[:, :, :2])
+    assert torch.equal(two.image, every.image[:, :, :2]) and torch.equal(
+        two.source, every.source[:, :, :2]
+    )
 
 
 IMAGES = random_images(3, 1, 5, 5)
@@ -183,7 +229,8 @@ def test_bad_image(image):
 
 
 @pytest.mark.parametrize(
-    ("change", "reason"), [({"patch": 6}, "patch"), ({"borders": "torus"}, "borders"), ({"timestep": 1000}, "timestep")]
+    ("change", "reason"),
+    [({"patch": 6}, "patch"), ({"borders": "torus"}, "borders"), ({"timestep": 1000}, "timestep")],
 )
 def test_bad_options(change, reason):
     for function, more in ((provenance, ()), (used_pixels, (0,))):

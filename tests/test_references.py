@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from nda import rng
-from nda.checks import InputError
-from nda.lds import group_effects, lds
-from nda.references import datamodel, empirical_influence
+from nda.errors import InputError
+from nda.evidence.lds import lds
+from nda.evidence.truth import group_effects
+from nda.rivals.retrained import datamodel, empirical_influence
 
 
 def halves(subsets: int, train: int, name: str = "masks") -> torch.Tensor:
@@ -38,7 +39,7 @@ def test_empirical_influence_is_a_difference_of_means():
 
 
 def ridge(masks, losses, penalty):
-    """Intercept and coefficients, by the normal equations with an intercept that is not penalised."""
+    """Intercept and coefficients, by the normal equations, the intercept not penalised."""
     design = torch.cat([torch.ones(len(masks), 1, dtype=torch.float64), masks.double()], 1)
     weights = penalty * torch.eye(design.shape[1], dtype=torch.float64)
     weights[0, 0] = 0
@@ -62,7 +63,9 @@ def test_datamodel_is_the_ridge_regression_with_the_least_leave_one_out_error(su
                 error += (losses[m, q] - fit[0] - masks[m].double() @ fit[1:]).square().item()
             errors.append(error)
         chosen.append(min(range(4), key=errors.__getitem__))
-        torch.testing.assert_close(scores[q], -ridge(masks, losses[:, q], penalties[chosen[-1]])[1:], atol=1e-9, rtol=1e-6)
+        torch.testing.assert_close(
+            scores[q], -ridge(masks, losses[:, q], penalties[chosen[-1]])[1:], atol=1e-9, rtol=1e-6
+        )
     assert len(set(chosen)) > 1  # queries choose for themselves
 
 
@@ -74,7 +77,9 @@ def test_a_planted_linear_effect_is_recovered_on_fresh_masks(reference):
     values = lds(group_effects(scores, report), planted(report, effects))
     assert values.min() > 0.97
     few = reference(planted(select[:20], effects, noise=0.5), select[:20])
-    assert 0.2 < lds(group_effects(few, report), planted(report, effects)).mean() < 0.9  # that much retraining is not enough
+    assert (
+        0.2 < lds(group_effects(few, report), planted(report, effects)).mean() < 0.9
+    )  # that much retraining is not enough
 
 
 @pytest.mark.parametrize("reference", [empirical_influence, datamodel])
@@ -84,8 +89,13 @@ def test_the_image_that_lowers_the_loss_scores_highest_and_its_order_does_not_ma
     losses = planted(MASKS, effects)
     scores = reference(losses, MASKS)
     assert scores.argmax() == 4 and scores.argmin() == 7
-    order, subsets = torch.randperm(9, generator=rng.generator("order")), torch.randperm(14, generator=rng.generator("subsets"))
-    torch.testing.assert_close(reference(losses[subsets], MASKS[subsets][:, order]), scores[:, order])
+    order, subsets = (
+        torch.randperm(9, generator=rng.generator("order")),
+        torch.randperm(14, generator=rng.generator("subsets")),
+    )
+    torch.testing.assert_close(
+        reference(losses[subsets], MASKS[subsets][:, order]), scores[:, order]
+    )
     assert reference(losses.float(), MASKS).dtype == torch.float32
 
 
@@ -93,7 +103,9 @@ def test_an_image_that_is_always_or_never_kept_tells_nothing():
     masks = MASKS.clone()
     masks[:, 2], masks[:, 5] = True, False
     assert datamodel(LOSSES, masks)[:, [2, 5]].abs().max() < 1e-15
-    with pytest.raises(InputError, match=r"2 train images in all or in none of the subsets, 2 first"):
+    with pytest.raises(
+        InputError, match=r"2 train images in all or in none of the subsets, 2 first"
+    ):
         empirical_influence(LOSSES, masks)
 
 

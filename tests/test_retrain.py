@@ -11,22 +11,29 @@ from pathlib import Path
 import pytest
 import torch
 
-from nda import diffusion, fanout, images
-from nda.checks import InputError
-from nda.retrain import Member, Plan
+from nda import fanout
+from nda.data import images
+from nda.data.subsets import keep_masks
+from nda.errors import InputError
+from nda.evidence.retrain import Member, Plan
+from nda.model import outputs, training, unet
 from nda.store import Store
-from nda.subsets import keep_masks
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 UNET = {
-    "block_out_channels": [8, 8], "norm_num_groups": 4, "layers_per_block": 1, "add_attention": False, "dropout": 0.1,
-    "down_block_types": ["DownBlock2D", "DownBlock2D"], "up_block_types": ["UpBlock2D", "UpBlock2D"],
-}  # fmt: skip
-RECIPE = diffusion.Recipe.parse({"unet": UNET, "epochs": 8, "batch": 4, "lr": 1e-3})
+    "block_out_channels": [8, 8],
+    "norm_num_groups": 4,
+    "layers_per_block": 1,
+    "add_attention": False,
+    "dropout": 0.1,
+    "down_block_types": ["DownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "UpBlock2D"],
+}
+RECIPE = unet.Recipe.parse({"unet": UNET, "epochs": 8, "batch": 4, "lr": 1e-3})
 SCRIPT = """if True:
     import sys
     from pathlib import Path
-    from nda.retrain import Plan
+    from nda.evidence.retrain import Plan
     if __name__ == "__main__":
         Plan(Path(sys.argv[1]), {"report": [0, 1]}, [100, 500], [0], "cpu").run(workers=2)"""
 
@@ -37,7 +44,11 @@ def prepare(folder: Path) -> Plan:
     chosen = torch.arange(1000) % 100 < 2  # two of each class
     train, labels = digits.pixels[chosen][:12], digits.labels[chosen][:12]
     store = Store(folder)
-    for name, value in {"train": train, "val": digits.pixels[-4:], "gen": digits.pixels[50:53]}.items():
+    for name, value in {
+        "train": train,
+        "val": digits.pixels[-4:],
+        "gen": digits.pixels[50:53],
+    }.items():
         store.save(name, value, axes="image chan row col")
     store.save("masks/report", keep_masks(labels, 3, family="report"), axes="subset train")
     store.save("model", {"weight": torch.zeros(1)}, parameters={"recipe": asdict(RECIPE)})
@@ -46,7 +57,10 @@ def prepare(folder: Path) -> Plan:
 
 def payloads(plan: Plan) -> dict[str, bytes]:
     """The bytes of all finished members."""
-    return {path.name: path.read_bytes() for path in sorted((plan.folder / "members").glob("report-???-?.safetensors"))}
+    return {
+        path.name: path.read_bytes()
+        for path in sorted((plan.folder / "members").glob("report-???-?.safetensors"))
+    }
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +72,9 @@ def whole(tmp_path_factory) -> Plan:
 
 
 def test_members_are_numbered_seed_by_seed(whole):
-    assert whole.members() == [Member("report", subset, seed) for seed in (0, 1) for subset in (0, 1, 2)]
+    assert whole.members() == [
+        Member("report", subset, seed) for seed in (0, 1) for subset in (0, 1, 2)
+    ]
     assert [member.name for member in whole.members()][3] == "members/report-000-1"
     assert all(whole.done(member) for member in whole.members())
     assert not [name for name in Store(whole.folder).names() if name.endswith("-state")]
@@ -71,28 +87,40 @@ def test_losses_are_ordered_by_subset_then_seed(whole):
         whole.losses("report", "val", 3)
     assert losses.shape == (3, 2, 4, 2) and whole.losses("report", "gen", 2).shape == (3, 2, 3, 2)
     for member in whole.members():
-        assert torch.equal(losses[member.subset, member.train_seed], Store(whole.folder).load(member.name)["val"])
+        assert torch.equal(
+            losses[member.subset, member.train_seed], Store(whole.folder).load(member.name)["val"]
+        )
     assert len(losses[:, :, 0, 0].unique()) == 6
 
 
 def test_a_member_is_its_subset_trained_with_its_seed(whole):
     store = Store(whole.folder)
-    model, _ = diffusion.train(store.load("train"), RECIPE, keep=store.load("masks/report")[2], train_seed=1)
-    expected = diffusion.denoising_losses(model, store.load("gen"), timesteps=[100, 500], noise_seeds=[0])
+    model, _ = training.train(
+        store.load("train"), RECIPE, keep=store.load("masks/report")[2], train_seed=1
+    )
+    expected = outputs.denoising_losses(
+        model, store.load("gen"), timesteps=[100, 500], noise_seeds=[0]
+    )
     assert torch.equal(whole.losses("report", "gen", 2)[2, 1], expected)
 
 
 def test_second_run_trains_nothing(whole, monkeypatch):
     before = payloads(whole)
     monkeypatch.setattr(Plan, "retrain", lambda *_: pytest.fail("trained again"))
-    assert whole.run(workers=1) == 0 and whole.run(workers=1, task=3) == 0 and payloads(whole) == before
+    assert (
+        whole.run(workers=1) == 0
+        and whole.run(workers=1, task=3) == 0
+        and payloads(whole) == before
+    )
 
 
 def test_killed_run_goes_on_to_the_same_bytes(tmp_path, whole):
     """Kill -9 of the whole process group in the middle, then the same run again."""
     plan = prepare(tmp_path)
     script = [sys.executable, "-c", SCRIPT, str(tmp_path)]
-    running = subprocess.Popen(script, cwd=REPOSITORY, start_new_session=True, stderr=subprocess.DEVNULL)
+    running = subprocess.Popen(
+        script, cwd=REPOSITORY, start_new_session=True, stderr=subprocess.DEVNULL
+    )
     try:
         while not list((tmp_path / "members").glob("report-???-?.json")):
             assert running.poll() is None, "the run ended before anything was finished"
@@ -111,7 +139,9 @@ def test_single_tasks_give_the_same_bytes(tmp_path, whole):
     for task in (5, 0):
         assert plan.run(workers=2, task=task) == 1
     expected = payloads(whole)
-    assert payloads(plan) == {name: expected[name] for name in ("report-000-0.safetensors", "report-002-1.safetensors")}
+    assert payloads(plan) == {
+        name: expected[name] for name in ("report-000-0.safetensors", "report-002-1.safetensors")
+    }
     with pytest.raises(InputError, match="4 of 6 report models .*members/report-001-0"):
         plan.losses("report", "val", 2)
 
@@ -122,19 +152,27 @@ def test_task_out_of_range(whole, task):
         whole.run(workers=1, task=task)
 
 
-@pytest.mark.parametrize("changed", ["masks/report", "train", "val", "model", "timesteps", "noise_seeds"])
+@pytest.mark.parametrize(
+    "changed", ["masks/report", "train", "val", "model", "timesteps", "noise_seeds"]
+)
 def test_changed_settings_or_inputs_make_members_stale(tmp_path, monkeypatch, changed):
     plan = prepare(tmp_path)
     store, member = Store(plan.folder), plan.members()[0]
-    monkeypatch.setattr(diffusion, "train", lambda *_, **__: (None, None))
-    monkeypatch.setattr(diffusion, "denoising_losses", lambda model, queries, **_: queries.sum((1, 2, 3))[:, None])
+    monkeypatch.setattr(training, "train", lambda *_, **__: (None, None))
+    monkeypatch.setattr(
+        outputs, "denoising_losses", lambda model, queries, **_: queries.sum((1, 2, 3))[:, None]
+    )
     plan.retrain(member)
     assert plan.done(member)
     if changed == "masks/report":
         store.save(changed, ~store.load(changed), axes="subset train")
     elif changed == "model":
         store.delete("model")
-        store.save("model", {"weight": torch.zeros(1)}, parameters={"recipe": asdict(replace(RECIPE, epochs=2))})
+        store.save(
+            "model",
+            {"weight": torch.zeros(1)},
+            parameters={"recipe": asdict(replace(RECIPE, epochs=2))},
+        )
     elif changed in ("train", "val"):
         store.save(changed, -store.load(changed), axes="image chan row col")
     else:
@@ -143,7 +181,11 @@ def test_changed_settings_or_inputs_make_members_stale(tmp_path, monkeypatch, ch
     with pytest.raises(InputError, match="not trained"):
         plan.losses("report", "val", 1)
     ran = []
-    monkeypatch.setattr(fanout, "run", lambda function, tasks, *, done, **_: ran.extend(t for t in tasks if not done(t)))
+    monkeypatch.setattr(
+        fanout,
+        "run",
+        lambda function, tasks, *, done, **_: ran.extend(t for t in tasks if not done(t)),
+    )
     plan.run(workers=1)
     assert len(ran) == 6
     plan.retrain(member)  # replaces what is stale

@@ -11,8 +11,12 @@ NAMES = st.lists(st.integers() | st.text(), min_size=1, max_size=4).map(tuple)
 
 
 def test_seeds_stay_what_they_are():
-    """Results on disk depend on these; a change of the hash would silently change every one of them."""
-    assert (rng.seed("subset", 17), rng.seed("noise", 0, 100)) == (5412807216322834021, 5985795811404948755)
+    """Results on disk depend on these; a change of the hash would silently change every one of
+    them."""
+    assert (rng.seed("subset", 17), rng.seed("noise", 0, 100)) == (
+        5412807216322834021,
+        5985795811404948755,
+    )
 
 
 @given(NAMES, NAMES)
@@ -22,7 +26,14 @@ def test_seed_is_a_function_of_the_names_alone(a, b):
 
 
 def test_type_order_and_grouping_of_names_matter():
-    seeds = {rng.seed("a", 1), rng.seed("a", "1"), rng.seed(1, "a"), rng.seed("a1"), rng.seed("a"), rng.seed("a", 1, 1)}
+    seeds = {
+        rng.seed("a", 1),
+        rng.seed("a", "1"),
+        rng.seed(1, "a"),
+        rng.seed("a1"),
+        rng.seed("a"),
+        rng.seed("a", 1, 1),
+    }
     assert len(seeds) == 6
 
 

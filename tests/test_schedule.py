@@ -5,7 +5,7 @@ import torch
 from diffusers import DDPMScheduler
 
 from nda import rng, schedule
-from nda.checks import InputError
+from nda.errors import InputError
 
 SCHEDULER = DDPMScheduler()
 PAPER = {100: 0.895142, 200: 0.656347, 300: 0.394011, 400: 0.193572, 500: 0.077797}
@@ -41,6 +41,8 @@ def test_add_noise_equals_diffusers(dtype):
     timesteps = torch.tensor([0, 1, 100, 500, 998, 999])
     ours = schedule.add_noise(clean, timesteps, noise)
     assert ours.dtype == dtype
-    torch.testing.assert_close(ours, SCHEDULER.add_noise(clean, noise, timesteps), rtol=0, atol=1e-7)
+    torch.testing.assert_close(
+        ours, SCHEDULER.add_noise(clean, noise, timesteps), rtol=0, atol=1e-7
+    )
     by_hand = schedule.signal(100) * clean[2] + schedule.sigma(100) * noise[2]
     torch.testing.assert_close(ours[2], by_hand, rtol=0, atol=1e-6)

@@ -9,17 +9,22 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from nda import lds, rng, scoring
+from nda import rng
 from nda.__main__ import main, parser
-from nda.checks import InputError
+from nda.data.subsets import keep_masks
+from nda.errors import InputError
+from nda.evidence import lds, scorecard
+from nda.evidence.truth import CHOOSE, group_effects
 from nda.methods import METHODS
 from nda.store import Store
-from nda.subsets import CHOOSE, keep_masks
 
 QUERIES, TRAIN, SUBSETS = 60, 40, 30
 TIMESTEPS = [10, 30, 200, 250, 900, 999]
 SPANS = ["10-30", "200-250", "900-999"]
-SHIPPED = {"val": ["random", "nda", "d_trak"], "gen": ["random", "nda", "journey_trak", "d_trak"]}  # in the order of METHODS
+SHIPPED = {
+    "val": ["random", "nda", "d_trak"],
+    "gen": ["random", "nda", "journey_trak", "d_trak"],
+}  # in the order of METHODS
 REPORTED = {"val": range(1, QUERIES, 2), "gen": range(QUERIES)}
 RESAMPLES = 200
 
@@ -35,7 +40,8 @@ def truth(queries):
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A folder with results of a profile `small`, whose losses follow `truth`, plus a swing that all queries share, plus noise."""
+    """A folder with results of a profile `small`, whose losses follow `truth`, plus a swing that
+    all queries share, plus noise."""
     home = tmp_path_factory.mktemp("home")
     results = Store(home / "data/results/small")
     labels = torch.arange(TRAIN) % 2
@@ -44,14 +50,27 @@ def home(tmp_path_factory):
         results.save(f"masks/{family}", masks, axes="subset train")
         for queries in REPORTED:
             signal = -(masks.double() @ truth(queries).T)[:, None, :, None]
-            swing, noise = normal(SUBSETS, 1, 1, 3, name="swing"), normal(SUBSETS, 2, QUERIES, 3, name=f"{family} {queries}")
+            swing, noise = (
+                normal(SUBSETS, 1, 1, 3, name="swing"),
+                normal(SUBSETS, 2, QUERIES, 3, name=f"{family} {queries}"),
+            )
             losses = (signal + 4 * swing + torch.tensor([2.0, 5.0, 12.0]) * noise).float()
-            made = {"parameters": {"timesteps": TIMESTEPS}, "inputs": results.sha256(f"masks/{family}")}
-            results.save(f"losses/{family}-{queries}", losses, axes="subset seed query group", **made)
+            made = {
+                "parameters": {"timesteps": TIMESTEPS},
+                "inputs": results.sha256(f"masks/{family}"),
+            }
+            results.save(
+                f"losses/{family}-{queries}", losses, axes="subset seed query group", **made
+            )
     for queries, methods in SHIPPED.items():
         for method in reversed(methods):
             effects = results.load("masks/report").double() @ shipped(method, queries).T.double()
-            results.save(f"effects/{method}-{queries}", effects.float(), axes="subset query", inputs=results.sha256("masks/report"))
+            results.save(
+                f"effects/{method}-{queries}",
+                effects.float(),
+                axes="subset query",
+                inputs=results.sha256("masks/report"),
+            )
     return home
 
 
@@ -71,13 +90,18 @@ def mine(queries="val"):
 
 
 def loop(effects, losses, columns, *, centred):
-    """Mean Spearman correlation over the reported queries, in percent, by scipy, one subset and one query at a time."""
-    effects, losses = (np.array(values, dtype=float)[:, list(columns)] for values in (effects, losses))
+    """Mean Spearman correlation over the reported queries, in percent, by scipy, one subset and one
+    query at a time."""
+    effects, losses = (
+        np.array(values, dtype=float)[:, list(columns)] for values in (effects, losses)
+    )
     if centred:
         for values in (effects, losses):
             for row in values:
                 row -= sum(row) / len(row)
-    return 100 * np.mean([spearmanr(e, -loss).statistic for e, loss in zip(effects.T, losses.T, strict=True)])
+    return 100 * np.mean(
+        [spearmanr(e, -loss).statistic for e, loss in zip(effects.T, losses.T, strict=True)]
+    )
 
 
 # ---- the three tables
@@ -86,12 +110,16 @@ def loop(effects, losses, columns, *, centred):
 @pytest.mark.parametrize("queries", REPORTED)
 @pytest.mark.parametrize("centred", [False, True])
 def test_every_lds_is_scipys(results, queries, centred):
-    report = scoring.score(mine(queries), queries, results, resamples=5)
+    report = scorecard.score(mine(queries), queries, results, resamples=5)
     kind = "centred" if centred else "plain"
-    masks, losses = (results.load(name).double() for name in ("masks/report", f"losses/report-{queries}"))
+    masks, losses = (
+        results.load(name).double() for name in ("masks/report", f"losses/report-{queries}")
+    )
     mean = losses.mean((1, 3))
     options = {"columns": REPORTED[queries], "centred": centred}
-    ours = torch.stack([torch.stack([row[mask].sum() for row in mine(queries)]) for mask in masks.bool()])
+    ours = torch.stack(
+        [torch.stack([row[mask].sum() for row in mine(queries)]) for mask in masks.bool()]
+    )
     assert report.summary.loc[kind, "LDS"] == pytest.approx(loop(ours, mean, **options), abs=1e-9)
     for group, span in enumerate(SPANS):
         value = report.by_timestep.loc[span, (kind, "LDS")]
@@ -100,8 +128,13 @@ def test_every_lds_is_scipys(results, queries, centred):
         theirs = loop(masks @ shipped(method, queries).double().T, mean, **options)
         row = report.against.loc[METHODS[method].label, kind]
         assert row["LDS"] == pytest.approx(theirs, abs=1e-9)
-        assert row["difference"] == pytest.approx(report.summary.loc[kind, "LDS"] - theirs, abs=1e-9)
-    assert report.summary.loc[kind, "null LDS"] == report.against.loc[METHODS["random"].label, (kind, "LDS")]
+        assert row["difference"] == pytest.approx(
+            report.summary.loc[kind, "LDS"] - theirs, abs=1e-9
+        )
+    assert (
+        report.summary.loc[kind, "null LDS"]
+        == report.against.loc[METHODS["random"].label, (kind, "LDS")]
+    )
 
 
 @pytest.mark.parametrize("queries", REPORTED)
@@ -111,12 +144,17 @@ def test_intervals_share_their_resamples(results, queries, kind):
     part = list(REPORTED[queries])
     losses = results.load(f"losses/report-{queries}").double().mean(3)[:, :, part]
     masks = results.load("masks/report")
-    effects = {"yours": lds.group_effects(mine(queries), masks).float()[:, part].double()}
-    effects |= {m: results.load(f"effects/{m}-{queries}")[:, part].double() for m in SHIPPED[queries]}
+    effects = {"yours": group_effects(mine(queries), masks).float()[:, part].double()}
+    effects |= {
+        m: results.load(f"effects/{m}-{queries}")[:, part].double() for m in SHIPPED[queries]
+    }
     if kind == "centred":
-        effects, losses = {m: e - e.mean(1, keepdim=True) for m, e in effects.items()}, losses - losses.mean(2, keepdim=True)
+        effects, losses = (
+            {m: e - e.mean(1, keepdim=True) for m, e in effects.items()},
+            losses - losses.mean(2, keepdim=True),
+        )
     draws = lds.bootstrap(effects, losses.mean(1), resamples=RESAMPLES, seed=3)
-    report = scoring.score(mine(queries), queries, results, resamples=RESAMPLES, seed=3)
+    report = scorecard.score(mine(queries), queries, results, resamples=RESAMPLES, seed=3)
     row = report.summary.loc[kind]
     percent = {name: [100 * v for v in lds.interval(values)] for name, values in draws.items()}
     assert row[["low", "high"]].tolist() == pytest.approx(percent["yours"])
@@ -126,29 +164,41 @@ def test_intervals_share_their_resamples(results, queries, kind):
     assert row["share of ceiling"] == pytest.approx(100 * row["LDS"] / row["ceiling LDS"])
     for method in SHIPPED[queries]:
         wanted = [100 * v for v in lds.interval(draws["yours"] - draws[method])]
-        assert report.against.loc[METHODS[method].label, kind][["low", "high"]].tolist() == pytest.approx(wanted)
+        assert report.against.loc[METHODS[method].label, kind][
+            ["low", "high"]
+        ].tolist() == pytest.approx(wanted)
 
 
 def test_the_better_method_has_the_positive_difference(results):
-    against = scoring.score(mine(), "val", results, resamples=RESAMPLES).against
+    against = scorecard.score(mine(), "val", results, resamples=RESAMPLES).against
     for kind in ("plain", "centred"):
-        null, better = against.loc[METHODS["random"].label, kind], against.loc[METHODS["d_trak"].label, kind]
+        null, better = (
+            against.loc[METHODS["random"].label, kind],
+            against.loc[METHODS["d_trak"].label, kind],
+        )
         assert 0 < null["low"] < null["difference"] < null["high"]
         assert better["difference"] < 0 and better["low"] < better["high"]
 
 
 @pytest.mark.parametrize("centred", [False, True])
 def test_the_ceiling_of_a_group_is_that_of_its_two_seeds(results, centred):
-    table = scoring.score(mine(), "val", results, resamples=5).by_timestep["centred" if centred else "plain"]
+    table = scorecard.score(mine(), "val", results, resamples=5).by_timestep[
+        "centred" if centred else "plain"
+    ]
     losses = results.load("losses/report-val").double()
     for group, span in enumerate(SPANS):
-        c = loop(-losses[:, 0, :, group], losses[:, 1, :, group], REPORTED["val"], centred=centred) / 100
+        c = (
+            loop(-losses[:, 0, :, group], losses[:, 1, :, group], REPORTED["val"], centred=centred)
+            / 100
+        )
         assert table.loc[span, "ceiling"] == pytest.approx(100 * 2 * c / (1 + c))
 
 
-@pytest.mark.parametrize(("queries", "method"), [(queries, method) for queries in SHIPPED for method in SHIPPED[queries]])
+@pytest.mark.parametrize(
+    ("queries", "method"), [(queries, method) for queries in SHIPPED for method in SHIPPED[queries]]
+)
 def test_a_shipped_methods_own_matrix_gives_its_row(results, method, queries):
-    report = scoring.score(shipped(method, queries), queries, results, resamples=RESAMPLES)
+    report = scorecard.score(shipped(method, queries), queries, results, resamples=RESAMPLES)
     for kind in ("plain", "centred"):
         row = report.against.loc[METHODS[method].label, kind]
         assert row["LDS"] == report.summary.loc[kind, "LDS"]
@@ -157,62 +207,86 @@ def test_a_shipped_methods_own_matrix_gives_its_row(results, method, queries):
 
 def test_nothing_is_printed_as_minus_zero():
     table = pd.DataFrame({"LDS": [-0.04, 0.04, -0.06]})
-    assert "-0.0" not in str(scoring.Report(table, table, table)) and "-0.1" in str(scoring.Report(table, table, table))
+    assert "-0.0" not in str(scorecard.Report(table, table, table)) and "-0.1" in str(
+        scorecard.Report(table, table, table)
+    )
 
 
 def test_a_random_matrix_is_near_zero_and_the_sign_counts(results):
-    for kind, row in scoring.score(normal(QUERIES, TRAIN, name="null"), "val", results, resamples=1000).summary.iterrows():
+    for kind, row in scorecard.score(
+        normal(QUERIES, TRAIN, name="null"), "val", results, resamples=1000
+    ).summary.iterrows():
         assert abs(row["LDS"]) < 10 and row["low"] < 0 < row["high"], kind
-    good, bad = (scoring.score(sign * truth("val"), "val", results, resamples=5).summary["LDS"] for sign in (1, -1))
+    good, bad = (
+        scorecard.score(sign * truth("val"), "val", results, resamples=5).summary["LDS"]
+        for sign in (1, -1)
+    )
     assert (good > 50).all() and (bad < -50).all()
 
 
 def test_only_reported_queries_count(results):
-    before = scoring.score(mine(), "val", results, resamples=20)
+    before = scorecard.score(mine(), "val", results, resamples=20)
     changed = mine()
     changed[CHOOSE] = 100 * normal(QUERIES // 2, TRAIN, name="other")
-    after = scoring.score(changed, "val", results, resamples=20)
+    after = scorecard.score(changed, "val", results, resamples=20)
     for table in ("summary", "by_timestep", "against"):
-        pd.testing.assert_frame_equal(getattr(before, table), getattr(after, table), check_exact=True)
+        pd.testing.assert_frame_equal(
+            getattr(before, table), getattr(after, table), check_exact=True
+        )
     changed[1] = normal(TRAIN, name="reported")
-    assert scoring.score(changed, "val", results, resamples=20).summary["LDS"].ne(before.summary["LDS"]).all()
+    assert (
+        scorecard.score(changed, "val", results, resamples=20)
+        .summary["LDS"]
+        .ne(before.summary["LDS"])
+        .all()
+    )
 
 
 def test_all_generated_queries_count(results):
-    before = scoring.score(mine("gen"), "gen", results, resamples=5).summary["LDS"]
+    before = scorecard.score(mine("gen"), "gen", results, resamples=5).summary["LDS"]
     for query in (0, 1):
         changed = mine("gen")
         changed[query] *= -1
-        assert scoring.score(changed, "gen", results, resamples=5).summary["LDS"].ne(before).all()
+        assert scorecard.score(changed, "gen", results, resamples=5).summary["LDS"].ne(before).all()
 
 
 @pytest.mark.parametrize("queries", REPORTED)
 def test_methods_are_in_the_books_order(results, queries):
-    assert scoring.score(mine(queries), queries, results, resamples=5).against.index.tolist() == [
+    assert scorecard.score(mine(queries), queries, results, resamples=5).against.index.tolist() == [
         METHODS[m].label for m in SHIPPED[queries]
     ]
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, 7.0, 5e-324, 1.7e308])
 def test_a_constant_matrix_scores_zero(results, value):
-    report = scoring.score(torch.full((QUERIES, TRAIN), value, dtype=torch.float64), "val", results, resamples=5)
+    report = scorecard.score(
+        torch.full((QUERIES, TRAIN), value, dtype=torch.float64), "val", results, resamples=5
+    )
     assert (report.summary[["LDS", "low", "high"]] == 0).all(axis=None)
 
 
 def test_scores_common_to_all_queries_are_nothing_when_centred(results):
-    summary = scoring.score(truth("val")[:1].expand(QUERIES, TRAIN), "val", results, resamples=5).summary
-    assert summary.loc["centred", ["LDS", "low", "high"]].tolist() == [0, 0, 0] and summary.loc["plain", "LDS"] != 0
+    summary = scorecard.score(
+        truth("val")[:1].expand(QUERIES, TRAIN), "val", results, resamples=5
+    ).summary
+    assert (
+        summary.loc["centred", ["LDS", "low", "high"]].tolist() == [0, 0, 0]
+        and summary.loc["plain", "LDS"] != 0
+    )
 
 
 @pytest.mark.parametrize("scale", [2.0**-1020, 2.0**-200, 2.0**900, 2.0**1000])
 def test_the_scale_does_not_matter(results, scale):
-    one, other = (scoring.score(s, "val", results, resamples=5) for s in (mine(), scale * mine()))
+    one, other = (scorecard.score(s, "val", results, resamples=5) for s in (mine(), scale * mine()))
     pd.testing.assert_frame_equal(one.summary, other.summary, check_exact=True)
 
 
 def test_scores_may_be_whole_numbers_or_carry_a_gradient(results):
     whole = (10 * mine()).round()
-    reports = [scoring.score(s, "val", results, resamples=5) for s in (whole, whole.int(), whole.clone().requires_grad_())]
+    reports = [
+        scorecard.score(s, "val", results, resamples=5)
+        for s in (whole, whole.int(), whole.clone().requires_grad_())
+    ]
     for other in reports[1:]:
         pd.testing.assert_frame_equal(reports[0].summary, other.summary, check_exact=True)
 
@@ -222,23 +296,39 @@ def test_a_ceiling_of_zero_has_no_shares(tmp_path, results):
     bad = Store(tmp_path)
     bad.save("masks/report", results.load("masks/report"), axes="subset train")
     bad.save("effects/random-val", results.load("effects/random-val"), axes="subset query")
-    opposed = normal(SUBSETS, 1, QUERIES, 2, name="opposed") * torch.tensor([1.0, -1.2])[None, :, None, None]
-    bad.save("losses/report-val", opposed, axes="subset seed query group", parameters={"timesteps": [5, 6]})
-    report = scoring.score(mine(), "val", bad, resamples=5)
-    assert (report.summary["ceiling LDS"] == 0).all() and report.summary["share of ceiling"].isna().all()
+    opposed = (
+        normal(SUBSETS, 1, QUERIES, 2, name="opposed")
+        * torch.tensor([1.0, -1.2])[None, :, None, None]
+    )
+    bad.save(
+        "losses/report-val",
+        opposed,
+        axes="subset seed query group",
+        parameters={"timesteps": [5, 6]},
+    )
+    report = scorecard.score(mine(), "val", bad, resamples=5)
+    assert (report.summary["ceiling LDS"] == 0).all() and report.summary[
+        "share of ceiling"
+    ].isna().all()
     assert str(report).splitlines()[2].endswith(" -")
 
 
 # ---- bad input
 
 SCORES = torch.zeros(QUERIES, TRAIN)
-HOLES = SCORES.index_put((torch.tensor([3, 3, 9]), torch.tensor([5, 8, 0])), torch.tensor([float("nan"), float("inf"), float("nan")]))
+HOLES = SCORES.index_put(
+    (torch.tensor([3, 3, 9]), torch.tensor([5, 8, 0])),
+    torch.tensor([float("nan"), float("inf"), float("nan")]),
+)
 
 
 @pytest.mark.parametrize(
     ("scores", "reason"),
     [
-        (SCORES.T, rf"\[query={QUERIES}, train={TRAIN}\] for the val .*\({TRAIN}, {QUERIES}\).*transposed"),
+        (
+            SCORES.T,
+            rf"\[query={QUERIES}, train={TRAIN}\] for the val .*\({TRAIN}, {QUERIES}\).*transposed",
+        ),
         (SCORES[1::2], rf"\[query={QUERIES}, train={TRAIN}\].*not reported"),
         (SCORES[:, 1:], rf"\[query={QUERIES}, train={TRAIN}\].*one column for every train image"),
         (SCORES[0], r"scores must be \["),
@@ -250,16 +340,28 @@ HOLES = SCORES.index_put((torch.tensor([3, 3, 9]), torch.tensor([5, 8, 0])), tor
 )
 def test_bad_scores(results, scores, reason):
     with pytest.raises(InputError, match=reason):
-        scoring.score(scores, "val", results)
+        scorecard.score(scores, "val", results)
 
 
 @pytest.fixture
 def square(tmp_path, results):
     """Results with as many queries as train images."""
     store = Store(tmp_path / "square")
-    for name in ("masks/report", "masks/select", "losses/report-val", "losses/select-val", "effects/random-val"):
+    for name in (
+        "masks/report",
+        "masks/select",
+        "losses/report-val",
+        "losses/select-val",
+        "effects/random-val",
+    ):
         info, values = results.info(name), results.load(name)
-        kept = values if name.startswith("masks") else values[:, :, :TRAIN] if values.ndim == 4 else values[:, :TRAIN]
+        kept = (
+            values
+            if name.startswith("masks")
+            else values[:, :, :TRAIN]
+            if values.ndim == 4
+            else values[:, :TRAIN]
+        )
         store.save(name, kept, axes=info["axes"], parameters=info["parameters"])
     return store
 
@@ -267,29 +369,32 @@ def square(tmp_path, results):
 def test_a_transposed_square_matrix_is_refused_by_what_it_predicts(square):
     scores = mine()[:TRAIN]
     with pytest.raises(InputError, match="look transposed.*pass scores.T"):
-        scoring.score(scores.T, "val", square, resamples=5)
+        scorecard.score(scores.T, "val", square, resamples=5)
     others = [normal(TRAIN, TRAIN, name=f"square {draw}") for draw in range(100)]
     for accepted in (scores, -scores, -scores.T, torch.zeros(TRAIN, TRAIN), *others):
-        scoring._check_direction(accepted, "val", square)
-    scoring.score(scores, "val", square, resamples=5)
+        scorecard._check_direction(accepted, "val", square)
+    scorecard.score(scores, "val", square, resamples=5)
 
 
 def test_bad_queries_and_resamples(results):
     with pytest.raises(InputError, match="queries must be one of val, gen, not 'train'"):
-        scoring.score(SCORES, "train", results)
+        scorecard.score(SCORES, "train", results)
     with pytest.raises(InputError, match="resamples"):
-        scoring.score(SCORES, "val", results, resamples=0)
+        scorecard.score(SCORES, "val", results, resamples=0)
 
 
 def test_results_without_a_null_or_with_other_timesteps(tmp_path, results):
     bad = Store(tmp_path)
-    for name, axes in (("masks/report", "subset train"), ("losses/report-val", "subset seed query group")):
+    for name, axes in (
+        ("masks/report", "subset train"),
+        ("losses/report-val", "subset seed query group"),
+    ):
         bad.save(name, results.load(name), axes=axes, parameters={"timesteps": TIMESTEPS[:5]})
     with pytest.raises(InputError, match="effects/random-val is missing"):
-        scoring.score(SCORES, "val", bad)
+        scorecard.score(SCORES, "val", bad)
     bad.save("effects/random-val", results.load("effects/random-val"), axes="subset query")
     with pytest.raises(InputError, match="5 timesteps"):
-        scoring.score(SCORES, "val", bad)
+        scorecard.score(SCORES, "val", bad)
 
 
 # ---- files and the command
@@ -304,14 +409,17 @@ def saved(path, values):
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_real_matrices_are_read(tmp_path, dtype, order):
     values = np.arange(6, dtype=dtype).reshape(2, 3, order=order)
-    loaded = scoring.load_scores(saved(tmp_path / "a.npy", values))
+    loaded = scorecard.load_scores(saved(tmp_path / "a.npy", values))
     assert loaded.dtype == torch.float64 and loaded.tolist() == values.tolist()
 
 
 GOOD = np.zeros((QUERIES, TRAIN))
 FILES = {
     "transposed": (lambda path: saved(path, GOOD.T), "transposed"),
-    "wrong shape": (lambda path: saved(path, GOOD[:, 1:]), rf"scores must be \[query={QUERIES}, train={TRAIN}\]"),
+    "wrong shape": (
+        lambda path: saved(path, GOOD[:, 1:]),
+        rf"scores must be \[query={QUERIES}, train={TRAIN}\]",
+    ),
     "NaN": (lambda path: saved(path, HOLES.numpy()), "3 NaN or infinite"),
     "vector": (lambda path: saved(path, GOOD[0]), r"matrix \[query, train\] .*float64 of shape"),
     "complex": (lambda path: saved(path, GOOD + 1j), "real numbers, not complex128"),
@@ -321,23 +429,41 @@ FILES = {
     "fields": (lambda path: saved(path, GOOD.astype([("a", "f8")])), "real numbers, not"),
     "objects": (lambda path: saved(path, GOOD.astype(object)), r"not a \.npy file"),
     "pickle": (lambda path: GOOD.dump(path), r"not a \.npy file"),
-    "npz": (lambda path: (np.savez(path.with_suffix(".npz"), GOOD), path.with_suffix(".npz").rename(path)), r"not a \.npy file"),
+    "npz": (
+        lambda path: (
+            np.savez(path.with_suffix(".npz"), GOOD),
+            path.with_suffix(".npz").rename(path),
+        ),
+        r"not a \.npy file",
+    ),
     "text": (lambda path: path.write_text("0.1 0.2\n0.3 0.4\n"), r"not a \.npy file"),
     "empty": (lambda path: path.write_bytes(b""), r"not a \.npy file"),
-    "cut off": (lambda path: path.write_bytes(saved(path, GOOD).read_bytes()[:-8]), r"not a \.npy file"),
-    "header": (lambda path: path.write_bytes(b"\x93NUMPY\x01\x00\x04\x00({[\n"), r"not a \.npy file"),
+    "cut off": (
+        lambda path: path.write_bytes(saved(path, GOOD).read_bytes()[:-8]),
+        r"not a \.npy file",
+    ),
+    "header": (
+        lambda path: path.write_bytes(b"\x93NUMPY\x01\x00\x04\x00({[\n"),
+        r"not a \.npy file",
+    ),
     "missing": (lambda path: None, "does not exist"),
     "folder": (lambda path: path.mkdir(), "cannot be read"),
 }
 
 
 @pytest.mark.parametrize(("make", "reason"), FILES.values(), ids=FILES.keys())
-def test_the_command_refuses_a_bad_file_with_one_sentence(home, tmp_path, monkeypatch, capsys, make, reason):
+def test_the_command_refuses_a_bad_file_with_one_sentence(
+    home, tmp_path, monkeypatch, capsys, make, reason
+):
     monkeypatch.setenv("NDA_HOME", str(home))
     make(tmp_path / "mine.npy")
     assert main(["score", str(tmp_path / "mine.npy"), "--profile", "small"]) == 2
     printed = capsys.readouterr()
-    assert printed.err.startswith("nda: ") and printed.err.count("\n") == 1 and "Traceback" not in printed.err
+    assert (
+        printed.err.startswith("nda: ")
+        and printed.err.count("\n") == 1
+        and "Traceback" not in printed.err
+    )
     assert re.search(reason, printed.err) and not printed.out
 
 
@@ -347,7 +473,7 @@ def test_a_pickle_is_never_opened(tmp_path):
             return Path.touch, (tmp_path / "exploded",)
 
     with pytest.raises(InputError, match="not a .npy file"):
-        scoring.load_scores(saved(tmp_path / "mine.npy", np.array([[Bomb()]], dtype=object)))
+        scorecard.load_scores(saved(tmp_path / "mine.npy", np.array([[Bomb()]], dtype=object)))
     assert not (tmp_path / "exploded").exists()
 
 
@@ -369,22 +495,34 @@ def test_the_command_prints_the_three_tables(home, results, tmp_path, monkeypatc
     assert main(["score", path, "--profile", "small", *chosen, "--resamples", "50"]) == 0
     printed = capsys.readouterr()
     assert not printed.err
-    report = scoring.score(mine(queries), queries, results, resamples=50)
+    report = scorecard.score(mine(queries), queries, results, resamples=50)
     assert printed.out == f"{report}\n"
     blocks = [block.splitlines() for block in printed.out.strip().split("\n\n")]
     assert [block[0].endswith(".") for block in blocks] == [True] * 3
-    assert blocks[0][2].split() == ["plain", *(f"{value:.1f}" for value in report.summary.loc["plain"])]
+    assert blocks[0][2].split() == [
+        "plain",
+        *(f"{value:.1f}" for value in report.summary.loc["plain"]),
+    ]
     assert [line.split()[0] for line in blocks[1][3:]] == SPANS
-    assert [re.split(" {2,}", line)[0] for line in blocks[2][3:]] == [METHODS[m].label for m in SHIPPED[queries]]
+    assert [re.split(" {2,}", line)[0] for line in blocks[2][3:]] == [
+        METHODS[m].label for m in SHIPPED[queries]
+    ]
 
 
 def test_the_pages_snippet_chooses_on_select(home, results, monkeypatch):
     monkeypatch.setenv("NDA_HOME", str(home))
     page = (Path(__file__).parent.parent / "book/score.md").read_text()
-    snippet = next(block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "select" in block)
+    snippet = next(
+        block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "select" in block
+    )
     names = {"mine": {setting: setting * mine() for setting in (-1.0, 1.0)}}
     exec(snippet, names)
     assert names["best"] == 1.0
     effects = results.load("masks/select").double() @ mine().T
-    wanted = loop(effects, results.load("losses/select-val").double().mean((1, 3)), range(0, QUERIES, 2), centred=False)
+    wanted = loop(
+        effects,
+        results.load("losses/select-val").double().mean((1, 3)),
+        range(0, QUERIES, 2),
+        centred=False,
+    )
     assert 100 * lds.lds(names["effects"][1.0], names["losses"]).mean() == pytest.approx(wanted)

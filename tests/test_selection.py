@@ -5,8 +5,10 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from nda import rng, selection
-from nda.checks import InputError
+from nda import rng
+from nda.errors import InputError
+from nda.evidence import tuning
+from nda.evidence.truth import FAMILIES
 from nda.store import Store
 
 SUBSETS, SEEDS, QUERIES, TIMES, TRAIN = 6, 2, 4, 2, 8
@@ -19,8 +21,10 @@ def draw(name, *shape):
 @pytest.fixture
 def results(tmp_path):
     store = Store(tmp_path)
-    for family in selection.FAMILIES:
-        store.save(f"masks/{family}", draw(f"masks {family}", SUBSETS, TRAIN) > 0, axes="subset train")
+    for family in FAMILIES:
+        store.save(
+            f"masks/{family}", draw(f"masks {family}", SUBSETS, TRAIN) > 0, axes="subset train"
+        )
         losses = draw(f"losses {family}", SUBSETS, SEEDS, QUERIES, TIMES)
         store.save(f"losses/{family}-val", losses, axes="subset seed query group")
     return store
@@ -28,24 +32,31 @@ def results(tmp_path):
 
 def test_path_is_the_mean_lds_of_each_family(results):
     path = {damping: draw(f"scores {damping}", QUERIES, TRAIN) for damping in (0.1, 1.0)}
-    table = selection.lds_path(path, "val", results)
+    table = tuning.lds_path(path, "val", results)
     assert list(table.index) == [0.1, 1.0]
-    for family in selection.FAMILIES:
-        masks, losses = results.load(f"masks/{family}").double(), results.load(f"losses/{family}-val").double().mean((1, 3))
+    for family in FAMILIES:
+        masks, losses = (
+            results.load(f"masks/{family}").double(),
+            results.load(f"losses/{family}-val").double().mean((1, 3)),
+        )
         for damping, scores in path.items():
-            half = {"select": [0, 2], "report": [1, 3]}[family]  # even validation queries choose, odd ones report
+            half = {"select": [0, 2], "report": [1, 3]}[
+                family
+            ]  # even validation queries choose, odd ones report
             each = [spearmanr(masks @ scores[q].double(), -losses[:, q]).statistic for q in half]
             assert table.loc[damping, family] == pytest.approx(100 * sum(each) / 2)
 
 
 def test_an_empty_path_is_an_error(results):
     with pytest.raises(InputError, match="path is empty"):
-        selection.lds_path({}, "val", results)
+        tuning.lds_path({}, "val", results)
 
 
 def test_the_choice_never_sees_the_report_subsets():
-    path = pd.DataFrame({"select": [1.0, 3.0, 3.0], "report": [9.0, 2.0, 4.0]}, index=[0.1, 1.0, 10.0])
-    assert selection.chosen(path) == 1.0  # the first of equals
-    row = selection.choices({("trak", "val"): path}).loc[("TRAK", "val")]
+    path = pd.DataFrame(
+        {"select": [1.0, 3.0, 3.0], "report": [9.0, 2.0, 4.0]}, index=[0.1, 1.0, 10.0]
+    )
+    assert tuning.chosen(path) == 1.0  # the first of equals
+    row = tuning.choices({("trak", "val"): path}).loc[("TRAK", "val")]
     assert row.tolist() == ["1e+00", "3.0", "2.0", "1e-01", "9.0"]
-    assert selection.chosen(path.assign(report=[0.0, 0.0, 99.0])) == 1.0
+    assert tuning.chosen(path.assign(report=[0.0, 0.0, 99.0])) == 1.0

@@ -1,4 +1,4 @@
-"""A small made-up profile is shipped: what is copied, with what precision, and what its page says."""
+"""A small made-up profile is shipped: what is copied, how precisely, what its page says."""
 
 import hashlib
 import re
@@ -8,8 +8,8 @@ import torch
 
 from nda import rng
 from nda.__main__ import main
-from nda.checks import InputError
-from nda.shipping import levels, ship
+from nda.artefact.release import levels, ship
+from nda.errors import InputError
 from nda.store import Store
 
 RECIPE = {"unet": {"block_out_channels": [8, 8]}, "epochs": 4, "lr": 0.001}
@@ -19,11 +19,14 @@ SHIPPED = ["gen", "model", *CHECKPOINTS]
 
 def weights(name):
     source = rng.generator("shipping", name)
-    return {"conv.weight": torch.randn(4, 3, generator=source), "conv.bias": torch.randn(4, generator=source)}
+    return {
+        "conv.weight": torch.randn(4, 3, generator=source),
+        "conv.bias": torch.randn(4, generator=source),
+    }
 
 
 def pixels():
-    """Every level of an image file, as `nda.diffusion.sample` makes them."""
+    """Every level of an image file, as `nda.model.sampling.sample` makes them."""
     return torch.arange(256).reshape(4, 1, 8, 8).float() / 127.5 - 1
 
 
@@ -37,38 +40,75 @@ def home(tmp_path, monkeypatch):
         store.save(name, weights(name), parameters=made, seconds=1234.5)
     store.save("model-loss", torch.rand(5), axes="step", parameters=made)
     store.save("model-state", weights("state"), parameters=made)
-    store.save("gen", pixels(), axes="image chan row col", parameters={"n_gen": 4}, inputs=store.sha256("model"), seconds=6.0)
-    data = {"dataset": str(tmp_path / "faces"), "size": 8, "origin": "image folder faces", "pool_sha256": "f00d"}
+    store.save(
+        "gen",
+        pixels(),
+        axes="image chan row col",
+        parameters={"n_gen": 4},
+        inputs=store.sha256("model"),
+        seconds=6.0,
+    )
+    data = {
+        "dataset": str(tmp_path / "faces"),
+        "size": 8,
+        "origin": "image folder faces",
+        "pool_sha256": "f00d",
+    }
     for family, seeds, took in (("select", [0], 4321.0), ("report", [0, 1], 98765.4)):
-        results.save(f"masks/{family}", torch.eye(3) > 0, axes="subset train", parameters=data | {"family": family})
+        results.save(
+            f"masks/{family}",
+            torch.eye(3) > 0,
+            axes="subset train",
+            parameters=data | {"family": family},
+        )
         settings = {"timesteps": [10, 500], "noise_seeds": [3], "seeds": seeds}
         for kind in ("val", "gen"):
             inputs = results.sha256(f"masks/{family}")
             losses = torch.rand(3, len(seeds), 4, 2)
             results.save(
-                f"losses/{family}-{kind}", losses, axes="subset seed query group", parameters=settings, inputs=inputs, seconds=took
+                f"losses/{family}-{kind}",
+                losses,
+                axes="subset seed query group",
+                parameters=settings,
+                inputs=inputs,
+                seconds=took,
             )
     for method, took in (("nda", 11.0), ("trak", 22.0), ("random", None)):
-        results.save(f"effects/{method}-val", torch.rand(3, 4), axes="subset query", inputs=results.sha256("masks/report"), seconds=took)
+        results.save(
+            f"effects/{method}-val",
+            torch.rand(3, 4),
+            axes="subset query",
+            inputs=results.sha256("masks/report"),
+            seconds=took,
+        )
     return tmp_path
 
 
 def files(folder):
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def test_the_model_is_exact_and_its_checkpoints_have_16_bits(home):
     page = ship("made-up")
     results = Store.results("made-up")
     assert page == home / "data/results/made-up/PROVENANCE.md"
-    assert [name for name in results.names() if "/" not in name] == sorted(SHIPPED)  # no loss curve, no state of a training
+    assert [name for name in results.names() if "/" not in name] == sorted(
+        SHIPPED
+    )  # no loss curve, no state of a training
     for name in ("model", *CHECKPOINTS):
         found = results.load(name)
         assert found.keys() == weights(name).keys()
         for key, value in weights(name).items():
             assert found[key].dtype == (torch.float32 if name == "model" else torch.float16)
             assert torch.equal(found[key], value if name == "model" else value.half())
-        assert results.info(name)["parameters"]["recipe"] == RECIPE and results.info(name)["seconds"] == 1234.5
+        assert (
+            results.info(name)["parameters"]["recipe"] == RECIPE
+            and results.info(name)["seconds"] == 1234.5
+        )
 
 
 def test_generated_queries_are_exact_in_a_byte_per_pixel(home):
@@ -79,11 +119,18 @@ def test_generated_queries_are_exact_in_a_byte_per_pixel(home):
 
 
 def test_levels_of_pixels_that_are_a_little_off():
-    assert levels(torch.tensor([-1.0, -0.9999, 0.9999, 1.0, 0.0039])).tolist() == [0, 0, 255, 255, 128]
+    assert levels(torch.tensor([-1.0, -0.9999, 0.9999, 1.0, 0.0039])).tolist() == [
+        0,
+        0,
+        255,
+        255,
+        128,
+    ]
 
 
 def test_everything_shipped_can_be_loaded_with_all_else(home):
-    """A result that was computed from the working `gen` or `model` is not stale beside the shipped ones."""
+    """A result that was computed from the working `gen` or `model` is not stale beside the shipped
+    ones."""
     ship("made-up")
     results = Store.results("made-up")
     for name in results.names():
@@ -97,7 +144,10 @@ def test_the_page_names_every_file_with_its_sha256(home):
     assert len(payloads) == len(SHIPPED) + 2 + 4 + 3
     rows = dict(re.findall(r"^\| (\S+) \| .* \| (\w{64}) \|$", page, re.M))
     digests = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in payloads}
-    assert rows == {path.relative_to(folder).with_suffix("").as_posix(): sha256 for path, sha256 in digests.items()}
+    assert rows == {
+        path.relative_to(folder).with_suffix("").as_posix(): sha256
+        for path, sha256 in digests.items()
+    }
 
 
 def test_the_page_says_how_it_was_made(home):
@@ -118,7 +168,9 @@ def test_the_page_says_how_it_was_made(home):
     ]
     for line in expected:
         assert line in page, line
-    assert re.search(r"^\| commit when this page was written \| ([0-9a-f]{40}|unknown) \|$", page, re.M)
+    assert re.search(
+        r"^\| commit when this page was written \| ([0-9a-f]{40}|unknown) \|$", page, re.M
+    )
 
 
 def test_the_page_has_no_path_of_this_machine(home):
@@ -147,7 +199,11 @@ def test_what_was_computed_anew_is_shipped_anew(home, name):
     ship("made-up")
     store, results = Store.working("made-up"), Store.results("made-up")
     info, before = store.info(name), results.info(name)["sha256"]
-    value = {key: tensor + 1 for key, tensor in store.load(name).items()} if name != "gen" else pixels().flip(0)
+    value = (
+        {key: tensor + 1 for key, tensor in store.load(name).items()}
+        if name != "gen"
+        else pixels().flip(0)
+    )
     if name == "model":
         store.delete("gen")  # it was sampled from the old one
         store.save("gen", pixels(), axes="image chan row col", parameters={"n_gen": 4})
@@ -157,7 +213,9 @@ def test_what_was_computed_anew_is_shipped_anew(home, name):
     stage = {"model": "full model", "gen": "generated queries"}
     assert name not in stage or f"| {stage[name]} | not measured |" in page
     if name != "gen":
-        assert torch.allclose(results.load(name)["conv.bias"].float(), weights(name)["conv.bias"] + 1, atol=1e-2)
+        assert torch.allclose(
+            results.load(name)["conv.bias"].float(), weights(name)["conv.bias"] + 1, atol=1e-2
+        )
 
 
 @pytest.mark.parametrize(
@@ -165,7 +223,10 @@ def test_what_was_computed_anew_is_shipped_anew(home, name):
     [
         ("model", "model is missing in .*: run notebook 02_diffusion_model first"),
         ("gen", "gen is missing in .*: run notebook 02_diffusion_model first"),
-        ("losses/report-val", "losses/report-val is missing in .*: run notebook 03_subset_models first"),
+        (
+            "losses/report-val",
+            "losses/report-val is missing in .*: run notebook 03_subset_models first",
+        ),
         ("masks/report", "masks/report is missing in .*: run notebook 01_data first"),
     ],
 )

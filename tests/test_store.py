@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nda import rng
-from nda.checks import InputError
+from nda.errors import InputError
 from nda.store import NOTEBOOKS, Store, home
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -28,20 +28,37 @@ def store(tmp_path):
 
 
 def leftovers(store: Store) -> list[str]:
-    return [path.name for path in store.folder.rglob("*") if path.name not in ("x.json", "x.safetensors")]
+    return [
+        path.name
+        for path in store.folder.rglob("*")
+        if path.name not in ("x.json", "x.safetensors")
+    ]
 
 
 # ---- round trips
 
 
-@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(
+    "dtype", [torch.bool, torch.int64, torch.float32, torch.float64, torch.bfloat16]
+)
 def test_tensor(store, dtype):
     value = (TENSOR * 3).to(dtype).T  # not contiguous
-    store.save("a/b", value, axes="query train", parameters={"k": (1, 2)}, inputs={"x": "0"}, seconds=1.5)
+    store.save(
+        "a/b", value, axes="query train", parameters={"k": (1, 2)}, inputs={"x": "0"}, seconds=1.5
+    )
     back, info = store.load("a/b", axes="query train"), store.info("a/b")
     assert back.dtype == dtype and torch.equal(back, value)
-    assert info["parameters"] == {"k": [1, 2]} and info["shape"] == [4, 3] and info["dtype"] == str(dtype)
-    assert info["axes"] == "query train" and info["seconds"] == 1.5 and info["inputs"] == {"x": "0"} and "torch" in info["versions"]
+    assert (
+        info["parameters"] == {"k": [1, 2]}
+        and info["shape"] == [4, 3]
+        and info["dtype"] == str(dtype)
+    )
+    assert (
+        info["axes"] == "query train"
+        and info["seconds"] == 1.5
+        and info["inputs"] == {"x": "0"}
+        and "torch" in info["versions"]
+    )
     assert store.names() == ["a/b"] and "a/b" in store and "a" not in store
 
 
@@ -55,10 +72,16 @@ def test_dictionary_of_tensors(store):
     weights = {"layer.weight": TENSOR, "steps": torch.tensor(3)}
     store.save("model", weights)
     back = store.load("model")
-    assert back.keys() == weights.keys() and all(torch.equal(back[k], v) for k, v in weights.items())
+    assert back.keys() == weights.keys() and all(
+        torch.equal(back[k], v) for k, v in weights.items()
+    )
 
 
-CELLS = st.lists(st.tuples(st.floats(), st.integers(-(2**60), 2**60), st.sampled_from(["null", "NA", 'é, "x"', "n/a"])))
+CELLS = st.lists(
+    st.tuples(
+        st.floats(), st.integers(-(2**60), 2**60), st.sampled_from(["null", "NA", 'é, "x"', "n/a"])
+    )
+)
 
 
 @given(CELLS.filter(len))
@@ -95,7 +118,9 @@ def test_axes_that_were_not_saved(store):
         store.load("x", axes="train query")
 
 
-@pytest.mark.parametrize("change", [lambda b: b[:-1], lambda b: b[:-1] + bytes([b[-1] ^ 1]), lambda b: b""])
+@pytest.mark.parametrize(
+    "change", [lambda b: b[:-1], lambda b: b[:-1] + bytes([b[-1] ^ 1]), lambda b: b""]
+)
 def test_changed_bytes(store, change):
     store.save("x", TENSOR, axes="a b")
     file = store.folder / "x.safetensors"
@@ -121,7 +146,9 @@ def test_changed_input(store):
 @pytest.mark.parametrize("name", ["masks/report", "gen", "losses"])
 def test_missing_names_the_notebook(store, name):
     for use in (store.load, store.info, store.sha256):
-        with pytest.raises(InputError, match=f"{name} is missing.*notebook {NOTEBOOKS[name.split('/')[0]]}"):
+        with pytest.raises(
+            InputError, match=f"{name} is missing.*notebook {NOTEBOOKS[name.split('/')[0]]}"
+        ):
             use(name)
     assert not store.matches(name, {}, {})
 
@@ -152,7 +179,8 @@ def test_full_disk(store, monkeypatch):
 
 @pytest.mark.parametrize("failing", [1, 2])
 def test_error_while_files_are_replaced(store, monkeypatch, failing):
-    """Of the two moves, data then sidecar, one fails: the result is then missing, never a new half beside an old one."""
+    """Of the two moves, data then sidecar, one fails: the result is then missing, never a new half
+    beside an old one."""
     store.save("x", TENSOR, axes="a b")
     moves, move = [], os.replace
 
@@ -177,7 +205,8 @@ def test_killed_between_data_and_sidecar(store):
         import os, signal, sys, torch
         from nda.store import Store
         move = os.replace
-        os.replace = lambda a, b: os.kill(os.getpid(), signal.SIGKILL) if str(b).endswith(".json") else move(a, b)
+        kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
+        os.replace = lambda a, b: kill() if str(b).endswith(".json") else move(a, b)
         Store(sys.argv[1]).save("x", torch.zeros(3, 4), axes="a b")"""
     killed = subprocess.run([sys.executable, "-c", script, store.folder], cwd=REPOSITORY)
     assert killed.returncode == -signal.SIGKILL
@@ -210,13 +239,21 @@ def test_home(tmp_path, monkeypatch):
 def test_sidecar_is_plain_json_that_others_may_read(store):
     store.save("x", TENSOR, axes="a b", parameters={"name": "ᾱ"})
     (store.folder / "plain").touch()
-    assert {path.stat().st_mode for path in store.folder.iterdir()} == {(store.folder / "plain").stat().st_mode}
-    assert json.loads((store.folder / "x.json").read_text(encoding="utf-8"))["parameters"] == {"name": "ᾱ"}
+    assert {path.stat().st_mode for path in store.folder.iterdir()} == {
+        (store.folder / "plain").stat().st_mode
+    }
+    assert json.loads((store.folder / "x.json").read_text(encoding="utf-8"))["parameters"] == {
+        "name": "ᾱ"
+    }
 
 
 def test_shipped_results_are_the_repositorys_wherever_the_home_is(tmp_path, monkeypatch):
     monkeypatch.setenv("NDA_HOME", str(tmp_path))
-    assert Store.shipped("small").folder == REPOSITORY / "data/results/small" != Store.results("small").folder
+    assert (
+        Store.shipped("small").folder
+        == REPOSITORY / "data/results/small"
+        != Store.results("small").folder
+    )
     published = Store.shipped("published").load("cifar2")
     assert set(published["queries"]) == {"val", "gen"} and published["lds"].between(-5, 50).all()
 
@@ -225,10 +262,16 @@ def test_a_page_is_written_whole_or_not_at_all(store, monkeypatch):
     store.write("PAGE.md", "one\n")
     store.write("PAGE.md", "two\n")
     assert (store.folder / "PAGE.md").read_text() == "two\n"
-    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
+    monkeypatch.setattr(
+        os,
+        "fsync",
+        lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")),
+    )
     with pytest.raises(InputError, match="No space left"):
         store.write("PAGE.md", "three\n")
-    assert (store.folder / "PAGE.md").read_text() == "two\n" and len(list(store.folder.iterdir())) == 1
+    assert (store.folder / "PAGE.md").read_text() == "two\n" and len(
+        list(store.folder.iterdir())
+    ) == 1
 
 
 def test_kept_results_are_made_once_and_replaced_if_they_do_not_match(tmp_path):
@@ -236,9 +279,17 @@ def test_kept_results_are_made_once_and_replaced_if_they_do_not_match(tmp_path):
 
     def keep(value, **changed):
         made = {"axes": "train", "parameters": {"k": 1}, "inputs": {"a": "1"}} | changed
-        return store.kept("parts/x", lambda: calls.append(value) or torch.tensor([value]), **made).item()
+        return store.kept(
+            "parts/x", lambda: calls.append(value) or torch.tensor([value]), **made
+        ).item()
 
-    assert [keep(1), keep(2), keep(3, parameters={"k": 2}), keep(4, parameters={"k": 2}, inputs={}), keep(5)] == [1, 1, 3, 4, 5]
+    assert [
+        keep(1),
+        keep(2),
+        keep(3, parameters={"k": 2}),
+        keep(4, parameters={"k": 2}, inputs={}),
+        keep(5),
+    ] == [1, 1, 3, 4, 5]
     assert calls == [1, 3, 4, 5] and store.info("parts/x")["seconds"] >= 0
     with pytest.raises(ZeroDivisionError):
         store.kept("parts/y", lambda: 1 / 0, axes="train", parameters={}, inputs={})

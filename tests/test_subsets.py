@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nda.checks import InputError
-from nda.subsets import FAMILIES, keep_masks, stratified
+from nda.data.subsets import FAMILIES, keep_masks, stratified
+from nda.errors import InputError
 
 LABELS = st.lists(st.integers(0, 4), min_size=1, max_size=60).map(torch.tensor)
 MANY = st.lists(st.integers(0, 4), min_size=20, max_size=60).map(torch.tensor)
@@ -17,7 +17,9 @@ HUNDRED = torch.arange(100) % 3
 def test_stratified_counts_are_exact_and_shares_within_one(labels, data):
     count = data.draw(st.integers(1, len(labels)))
     chosen = stratified(labels, count, "test", 0)
-    assert len(chosen) == count == len(chosen.unique()) and torch.equal(chosen, chosen.sort().values)
+    assert len(chosen) == count == len(chosen.unique()) and torch.equal(
+        chosen, chosen.sort().values
+    )
     for name in labels.unique():
         share = (labels == name).sum() * count / len(labels)
         assert abs((labels[chosen] == name).sum() - share) < 1
@@ -26,7 +28,11 @@ def test_stratified_counts_are_exact_and_shares_within_one(labels, data):
 def test_stratified_is_random_by_name():
     a, b, c = (stratified(HUNDRED, 50, "x", i) for i in (0, 0, 1))
     assert torch.equal(a, b) and not torch.equal(a, c)
-    often = torch.stack([torch.isin(torch.arange(100), stratified(HUNDRED, 50, i)) for i in range(200)]).float().mean(0)
+    often = (
+        torch.stack([torch.isin(torch.arange(100), stratified(HUNDRED, 50, i)) for i in range(200)])
+        .float()
+        .mean(0)
+    )
     assert often.min() > 0.3 and often.max() < 0.7  # every image has its chance
 
 
@@ -39,7 +45,10 @@ def test_stratified_more_than_there_are(count):
 @given(MANY, st.sampled_from([0.25, 0.5, 0.8]), st.sampled_from(FAMILIES))
 def test_masks_have_one_size_and_do_not_depend_on_their_number(labels, keep_fraction, family):
     masks = keep_masks(labels, 5, family=family, keep_fraction=keep_fraction)
-    assert masks.dtype == torch.bool and masks.sum(1).tolist() == [round(keep_fraction * len(labels))] * 5
+    assert (
+        masks.dtype == torch.bool
+        and masks.sum(1).tolist() == [round(keep_fraction * len(labels))] * 5
+    )
     assert torch.equal(keep_masks(labels, 2, family=family, keep_fraction=keep_fraction), masks[:2])
     assert torch.equal(keep_masks(labels, 5, family=family, keep_fraction=keep_fraction), masks)
 

@@ -1,0 +1,97 @@
+"""Bad input gets one sentence that names the argument, what was wrong and what to do."""
+
+from collections.abc import Collection, Sequence
+
+import torch
+from torch import Tensor
+
+
+class InputError(ValueError):
+    """The user's input cannot be used; the message is one sentence, without a traceback."""
+
+
+def check_images(images: Tensor, name: str) -> None:
+    """Raise InputError unless `images` is a float `[image, chan, row, col]` tensor, finite and in
+    [-1, 1]."""
+    if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point():
+        kind = (
+            f"{tuple(images.shape)} {images.dtype}"
+            if isinstance(images, Tensor)
+            else type(images).__name__
+        )
+        raise InputError(
+            f"{name} must be a float tensor [image, chan, row, col], not {kind}; see"
+            " nda.data.images.load"
+        )
+    if images.numel() == 0:
+        raise InputError(f"{name} is empty, shape {tuple(images.shape)}; pass at least one image")
+    low, high = images.aminmax()
+    if not torch.isfinite(low + high):
+        raise InputError(f"{name} has pixels that are NaN or infinite; remove those images first")
+    if low < -1.0001 or high > 1.0001:
+        raise InputError(f"{name} has pixels in [{low:.3g}, {high:.3g}]; scale them to [-1, 1]")
+
+
+def check_same_shape(queries: Tensor, train: Tensor) -> None:
+    """Raise InputError unless both are valid images of one shape `[chan, row, col]`, dtype and
+    device."""
+    check_images(queries, "queries")
+    check_images(train, "train")
+    if queries.shape[1:] != train.shape[1:]:
+        raise InputError(
+            f"queries are {tuple(queries.shape[1:])} but train is {tuple(train.shape[1:])}; resize"
+            " one of them"
+        )
+    if (queries.dtype, queries.device) != (train.dtype, train.device):
+        raise InputError(
+            f"queries are {queries.dtype} on {queries.device} but train is {train.dtype} on"
+            f" {train.device}; bring both to one dtype and device"
+        )
+
+
+def check_timestep(timestep: int) -> None:
+    """Raise InputError unless `timestep` is an integer in 0…999."""
+    if isinstance(timestep, bool) or not isinstance(timestep, int) or not 0 <= timestep < 1000:
+        raise InputError(f"timestep must be an integer in 0…999, not {timestep!r}")
+
+
+def pick_device(name: str) -> torch.device:
+    """`"auto"` is CUDA, else MPS, else the CPU; any other name is checked to be usable here."""
+    if name == "auto":
+        name = (
+            "cuda"
+            if torch.cuda.is_available()
+            else "mps"
+            if torch.backends.mps.is_available()
+            else "cpu"
+        )
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(
+            f"device {name!r} cannot be used here; use 'auto', 'cpu', 'cuda' or 'mps'"
+        ) from error
+    return torch.device(name)
+
+
+def check_positive(name: str, value: int) -> None:
+    """Raise InputError unless `value` is an integer of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"{name} must be a positive integer, not {value!r}")
+
+
+def check_choice(name: str, choice: str, allowed: Collection[str]) -> None:
+    """Raise InputError unless the argument called `name` is one of `allowed`."""
+    if choice not in allowed:
+        raise InputError(f"{name} must be one of {', '.join(map(repr, allowed))}, not {choice!r}")
+
+
+def check_draws(timesteps: Sequence[int], **counts: int) -> None:
+    """Raise InputError unless there are timesteps, all in 0…999, and every count is at least 1."""
+    if not timesteps:
+        raise InputError("timesteps must name at least one of 0…999")
+    for timestep in timesteps:
+        check_timestep(timestep)
+    for name, count in counts.items():
+        if count < 1:
+            raise InputError(f"{name} must be at least 1, not {count}")

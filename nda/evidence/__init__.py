@@ -1,0 +1,1 @@
+"""What retraining says, and what follows for a method."""

@@ -1,0 +1,165 @@
+"""What a setting does: LDS tables with one setting changed at a time. Every posterior is computed
+once and kept in the store."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from nda.evidence.truth import lds_row
+from nda.nonparametric.config import NDAConfig, Scale
+from nda.nonparametric.scores import nda_scores
+from nda.store import Store
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """One row: which setting was changed, to what, and the configuration that this makes.
+    `timestep` if it has a single one."""
+
+    name: str
+    setting: str
+    config: NDAConfig
+    timestep: int | None = None
+
+
+def windows(
+    base: NDAConfig, timesteps: Sequence[int], sides: Sequence[int], *, coarse: bool
+) -> Iterator[Ablation]:
+    """Every window at every timestep, alone, at the paper's `top_k`: what the window of a timestep
+    is chosen from."""
+    name = "coarse window" if coarse else "window"
+    for timestep in timesteps:
+        for side in sides:
+            yield Ablation(
+                name,
+                str(side),
+                replace(base, scales={timestep: (Scale(side, coarse),)}, top_k=NDAConfig.top_k),
+                timestep,
+            )
+
+
+def best_windows(rows: pd.DataFrame, *, coarse: bool = False) -> dict[int, int]:
+    """The window of every timestep that is best on `select` for validation queries, from a `table`
+    of `windows`; of equals, the first."""
+    rows = rows[
+        (rows["ablation"] == ("coarse window" if coarse else "window")) & (rows["queries"] == "val")
+    ]
+    best = rows.loc[rows.groupby("timestep")["select"].idxmax()]
+    return dict(zip(best["timestep"].astype(int), best["setting"].astype(int), strict=True))
+
+
+def settings(
+    full: NDAConfig,
+    both: NDAConfig,
+    coarse: NDAConfig,
+    *,
+    mixes: Sequence[float],
+    windows: Mapping[int, int],
+) -> Iterator[Ablation]:
+    """One setting of NDA changed at a time: the timesteps and scales that are averaged, their mix,
+    and what a posterior is made of.
+
+    full, both, coarse: the configurations of single scale, two scales and coarse scale that the
+    profile reports. windows: of every timestep up to which single scale is tried, in order, at the
+    paper's `top_k`, since they are chosen before it.
+    """
+    for last in windows:
+        upto = {t: (Scale(side),) for t, side in windows.items() if t <= last}
+        yield Ablation(
+            "largest timestep", str(last), replace(full, scales=upto, top_k=NDAConfig.top_k)
+        )
+    for mix in mixes:
+        mixed = {
+            t: (replace(a, weight=mix), replace(b, weight=1 - mix))
+            for t, (a, b) in both.scales.items()
+        }
+        yield Ablation("scale_mix", f"{mix:g}", replace(both, scales=mixed))
+    third = {
+        t: sum(scale.weight for scale in scales) / 2 for t, scales in both.scales.items()
+    }  # the others keep their mix
+    pixels = {t: (Scale(1, weight=third[t]), *scales) for t, scales in both.scales.items()}
+    larger = {
+        t: (*scales, Scale(scales[0].patch + 4, weight=third[t]))
+        for t, scales in both.scales.items()
+    }
+    scales = {
+        "full": full,
+        "coarse": coarse,
+        "both": both,
+        "+ pixels": replace(both, scales=pixels),
+    }
+    for name, config in (scales | {"+ larger": replace(both, scales=larger)}).items():
+        yield Ablation("scales", name, config)
+    for top_k in (1, 3, 10, 30, 100, None):
+        yield Ablation("top_k", "all" if top_k is None else str(top_k), replace(full, top_k=top_k))
+    for draws in (0, 1, 2, 4):
+        yield Ablation("noise draws", str(draws) if draws else "none", replace(full, draws=draws))
+    for seed in (1, 2, 3):
+        yield Ablation("another noise", str(seed), replace(full, noise_seed=full.noise_seed + seed))
+    for borders in ("match", "zero"):
+        yield Ablation("borders", borders, replace(full, borders=borders))
+    for flips in (False, True):
+        yield Ablation("flips in the bank", "yes" if flips else "no", replace(full, flips=flips))
+    for temperature in (0.1, 0.3, 1.0, 3.0, 10.0):
+        yield Ablation("temperature", f"{temperature:g}", replace(full, temperature=temperature))
+
+
+def kept_scores(
+    config: NDAConfig, kind: str, store: Store, device: torch.device
+) -> Float[Tensor, "query train"]:
+    """`nda_scores` of the store's queries, put together from single timesteps and scales that are
+    computed once and kept in `parts/`."""
+    queries, train, inputs = (
+        store.load(kind).to(device),
+        store.load("train").to(device),
+        store.sha256("train", kind),
+    )
+    total = torch.zeros(len(queries), len(train), dtype=train.dtype)
+    for timestep, scales in config.scales.items():
+        weights = sum(scale.weight for scale in scales) * len(config.scales)
+        for scale in (scale for scale in scales if scale.weight):
+            part = replace(config, scales={timestep: (replace(scale, weight=1.0),)})
+            make = partial(nda_scores, queries, train, part)
+            name = f"parts/{_name(part)}-{kind}"
+            total += (
+                scale.weight
+                / weights
+                * store.kept(name, make, axes="query train", parameters=asdict(part), inputs=inputs)
+            )
+    return total
+
+
+def _name(config: NDAConfig) -> str:
+    (timestep, (scale,)), *_ = config.scales.items()
+    changed = {
+        k: v for k, v in asdict(config).items() if k != "scales" and v != getattr(NDAConfig, k)
+    }
+    rest = [f"{name}-{value}" for name, value in changed.items()]
+    return "-".join([f"t{timestep}", f"{'coarse' if scale.coarse else 'full'}{scale.patch}", *rest])
+
+
+def table(
+    ablations: Sequence[Ablation], *, store: Store, results: Store, device: torch.device
+) -> pd.DataFrame:
+    """One row per ablation and kind of queries, with the columns of `lds_row`."""
+    found: list[Mapping[str, Any]] = []
+    for ablation in tqdm(ablations, desc="ablations", unit="setting", leave=False):
+        for kind in ("val", "gen"):
+            rows = lds_row(kept_scores(ablation.config, kind, store, device), kind, results)
+            found.append(
+                {
+                    "ablation": ablation.name,
+                    "setting": ablation.setting,
+                    "timestep": ablation.timestep,
+                    "queries": kind,
+                }
+                | rows
+            )
+    return pd.DataFrame(found)

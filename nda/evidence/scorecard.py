@@ -1,0 +1,239 @@
+"""Anybody's attribution matrix against the retrained models of a profile: what `python -m nda
+score` prints."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import frexp, nan
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nda.errors import InputError
+from nda.evidence import lds
+from nda.evidence.truth import REPORT, group_effects
+from nda.methods import METHODS
+from nda.store import Store
+
+NULL, YOURS = "random", "yours"
+CLEARLY = (
+    3  # standard deviations of the bootstrap, which on `small` are 1.7 times those of random scores
+)
+ABOUT = {
+    "summary": (
+        "Your LDS with its 95 % interval; the null, which is random scores; the ceiling; your share"
+        " of the ceiling. All in percent."
+    ),
+    "by_timestep": "Your LDS against the losses of these timesteps alone, and the ceiling there.",
+    "against": (
+        "The LDS of every method that is shipped, and yours minus theirs with the 95 % interval of"
+        " that difference."
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `score` finds, in percent; print it to read it.
+
+    summary: rows `plain` and `centred`; the LDS with its interval, the null's, the seed ceiling's,
+    and the share LDS / ceiling (NaN where the ceiling is 0). by_timestep: one row per group of
+    timesteps, columns (`plain` | `centred`, `LDS` | `ceiling`). against: one row per method that is
+    shipped, in the order of `METHODS`, columns (`plain` | `centred`, `LDS` of that method |
+    `difference`, yours minus theirs | `low` | `high`).
+    """
+
+    summary: pd.DataFrame
+    by_timestep: pd.DataFrame
+    against: pd.DataFrame
+
+    def __str__(self) -> str:
+        """The three tables with one decimal, a line about each above it."""
+        tables = {
+            about: getattr(self, name).rename_axis(index=None).round(1) + 0.0
+            for name, about in ABOUT.items()
+        }  # + 0.0: no "-0.0"
+        return "\n\n".join(
+            f"{about}\n{table.to_string(float_format='{:.1f}'.format, na_rep='-')}"
+            for about, table in tables.items()
+        )
+
+
+def load_scores(path: Path | str) -> Float[Tensor, "query train"]:
+    """The matrix in a `.npy` file as float64, not yet checked against any profile. Nothing is
+    unpickled.
+
+    Raises InputError unless it is a two-dimensional array of real numbers.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            values = np.lib.format.read_array(file, allow_pickle=False)
+    except FileNotFoundError:
+        raise InputError(
+            f"{path} does not exist; write your scores there with numpy.save"
+        ) from None
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be read ({error.strerror or error}); name a file written by numpy.save"
+        ) from None
+    except (
+        Exception
+    ):  # a damaged header makes numpy raise anything, MemoryError and tokenize.TokenError for two
+        raise InputError(
+            f"{path} is not a .npy file of plain numbers (no .npz, pickle or text); write it with"
+            " numpy.save"
+        ) from None
+    if values.ndim != 2 or values.dtype.kind not in "fiu":
+        raise InputError(
+            f"{path} must hold a matrix [query, train] of real numbers, not {values.dtype} of shape"
+            f" {values.shape}"
+        )
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float64))
+
+
+def score(
+    scores: Float[Tensor, "query train"],
+    queries: str,
+    results: Store,
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Report:
+    """Judge scores of the `queries` called "val" or "gen" by the `report` subsets among the
+    results, as the LDS page judges its methods.
+
+    scores: higher = keeping the train image lowers the query's loss; one row for every query,
+    though only those in `REPORT` count. Centring is over those, too. All methods meet the same
+    `resamples` of subsets and queries, drawn by `seed`. Raises InputError for scores of another
+    shape, transposed or with entries that are not finite, and if `results` lack the masks, the
+    losses or the null's effects.
+    """
+    if queries not in REPORT:
+        raise InputError(f"queries must be one of {', '.join(REPORT)}, not {queries!r}")
+    masks = results.load("masks/report", "subset train")
+    name, part = f"losses/report-{queries}", REPORT[queries]
+    losses = results.load(name, "subset seed query group")
+    _check(scores, (losses.shape[2], masks.shape[1]), queries)
+    if losses.shape[2] == masks.shape[1]:
+        _check_direction(scores, queries, results)
+    effects = {
+        YOURS: group_effects(_scaled(scores), masks).float()
+    }  # float32, as the others are kept
+    for method in METHODS:
+        if method == NULL or f"effects/{method}-{queries}" in results:
+            effects[method] = results.load(f"effects/{method}-{queries}", "subset query")
+    effects = {method: values[:, part].double() for method, values in effects.items()}
+    truth = losses[:, :, part].double().movedim(3, 0)  # [group, subset, seed, query]
+    spans = _spans(results.info(name)["parameters"]["timesteps"], len(truth))
+    centred = {method: lds.centre(values) for method, values in effects.items()}
+    kinds = {"plain": (effects, truth), "centred": (centred, lds.centre(truth))}
+    halves = [_tables(*both, spans, resamples=resamples, seed=seed) for both in kinds.values()]
+    summary, by_timestep, against = zip(*halves, strict=True)
+    wide = (pd.concat(tables, axis=1, keys=list(kinds)) for tables in (by_timestep, against))
+    return Report(pd.DataFrame(summary, index=list(kinds)), *wide)
+
+
+def _check(scores: Tensor, shape: tuple[int, int], queries: str) -> None:
+    if scores.shape != shape:
+        wanted = (
+            f"scores must be [query={shape[0]}, train={shape[1]}] for the {queries} queries, not"
+            f" {tuple(scores.shape)}"
+        )
+        if scores.shape == shape[::-1]:
+            raise InputError(f"{wanted}; they look transposed, pass scores.T")
+        raise InputError(
+            f"{wanted}; give one row for every query, also for those that are not reported, and one"
+            " column for every train image"
+        )
+    if scores.is_complex() or scores.dtype == torch.bool:
+        raise InputError(f"scores must be real numbers, not {scores.dtype}; convert them to float")
+    bad = (~scores.isfinite()).nonzero().tolist()
+    if bad:
+        raise InputError(
+            f"scores have {len(bad)} NaN or infinite entries, the first at query {bad[0][0]}, train"
+            f" image {bad[0][1]}; every entry must be a finite number"
+        )
+
+
+def _check_direction(scores: Float[Tensor, "query train"], queries: str, results: Store) -> None:
+    """Refuse a square matrix, of which the shape says nothing, if on the `select` subsets its
+    transpose predicts the losses far better."""
+    masks, losses = (
+        results.load("masks/select", "subset train"),
+        results.load(f"losses/select-{queries}", "subset seed query group"),
+    )
+    both = {
+        name: group_effects(_scaled(s), masks).double()
+        for name, s in (("given", scores), ("turned", scores.T))
+    }
+    draws = lds.bootstrap(both, losses.double().mean((1, 3)), resamples=200, seed=0)
+    found = [draws["turned"], draws["turned"] - draws["given"]]
+    if all(values.mean() > CLEARLY * values.std() for values in found):
+        raise InputError(
+            "scores look transposed: on the `select` subsets scores.T predicts the losses far"
+            " better; pass scores.T"
+        )
+
+
+def _scaled(scores: Tensor) -> Tensor:
+    """Scores times a power of two, the largest near 1: no rank changes, and no effect is too large
+    or too small for float32."""
+    exponent = frexp(scores.abs().max().item())[1]
+    return scores.double() * 2.0 ** -max(exponent, -1000)
+
+
+def _spans(timesteps: Sequence[int], groups: int) -> list[str]:
+    """The first and last timestep of every group, for example "50-150"."""
+    if len(timesteps) % groups:
+        raise InputError(
+            f"the sidecar of the losses names {len(timesteps)} timesteps, which are not {groups}"
+            " equal groups; run notebook 03 again"
+        )
+    size = len(timesteps) // groups
+    return [
+        f"{timesteps[first]}-{timesteps[first + size - 1]}"
+        for first in range(0, len(timesteps), size)
+    ]
+
+
+def _tables(
+    effects: Mapping[str, Float[Tensor, "subset query"]],
+    truth: Float[Tensor, "group subset seed query"],
+    spans: Sequence[str],
+    *,
+    resamples: int,
+    seed: int,
+) -> tuple[pd.Series, pd.DataFrame, pd.DataFrame]:
+    """A row of the summary, and the plain or the centred half of the other two tables."""
+    whole = truth.mean(0)
+    rows = lds.summary(
+        effects, whole.mean(1), reference=YOURS, resamples=resamples, seed=seed
+    ).set_index("method")
+    values = rows[["lds", "low", "high"]].T
+    ceiling = lds.ceiling_summary(whole, resamples=resamples, seed=seed)
+    names = [
+        f"{prefix}{end}" for prefix in ("", "null ", "ceiling ") for end in ("LDS", "low", "high")
+    ]
+    summary = dict(zip(names, [*values[YOURS], *values[NULL], *ceiling], strict=True))
+    summary["share of ceiling"] = 100 * summary["LDS"] / ceiling[0] if ceiling[0] else nan
+    by_timestep = {
+        "LDS": [100 * lds.lds(effects[YOURS], group.mean(1)).mean().item() for group in truth],
+        "ceiling": [100 * lds.seed_ceiling(group)[1] for group in truth],
+    }
+    theirs = rows.drop(YOURS)  # their gain is theirs minus yours
+    against = {
+        "LDS": theirs["lds"],
+        "difference": 0 - theirs["gain"],
+        "low": 0 - theirs["gain_high"],
+        "high": 0 - theirs["gain_low"],
+    }
+    return (
+        pd.Series(summary),
+        pd.DataFrame(by_timestep, pd.Index(spans, name="timesteps")),
+        pd.DataFrame(against).rename(
+            index={method: METHODS[method].label for method in theirs.index}
+        ),
+    )

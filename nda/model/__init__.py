@@ -1,0 +1,1 @@
+"""The diffusion model under study."""

@@ -1,0 +1,1 @@
+"""The paper: attribution without the model."""

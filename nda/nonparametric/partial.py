@@ -1,0 +1,126 @@
+"""Scores of blocks of train images, merged exactly."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from nda.errors import InputError
+from nda.nonparametric.config import NDAConfig
+from nda.nonparametric.patches import Posterior, patch_posterior
+from nda.nonparametric.patches import merge as merge_posteriors
+
+
+@dataclass(frozen=True)
+class Partial:
+    """What a block of train images contributes to the scores: `merge` blocks, then read `scores`.
+    Takes, per term of the configuration, query · position · train numbers of memory. `tensors` and
+    `from_tensors` are for a `nda.store.Store`."""
+
+    config: NDAConfig
+    posteriors: tuple[Posterior, ...]
+    shape: tuple[int, int]  # of the images, rows and columns
+    queries: str  # sha256 of their pixels
+
+    def scores(self) -> Float[Tensor, "query train"]:
+        """The scores of the train images so far, in the order of their numbers."""
+        terms = zip(self.config.terms(), self.posteriors, strict=True)
+        return torch.stack(
+            [self.config.weight(term, self.shape) * posterior.scores() for term, posterior in terms]
+        ).sum(0)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything but the configuration."""
+        named = {
+            f"{i}.{f.name}": getattr(p, f.name)
+            for i, p in enumerate(self.posteriors)
+            for f in fields(p)
+            if f.name != "images"
+        }
+        return named | {
+            "images": self.posteriors[0].images,
+            "shape": torch.tensor(self.shape),
+            "queries": torch.tensor(list(bytes.fromhex(self.queries))),
+        }
+
+    @classmethod
+    def from_tensors(cls, config: NDAConfig, tensors: Mapping[str, Tensor]) -> "Partial":
+        """The reverse of `tensors`."""
+        parts = [
+            (tensors[f"{i}.log_total"], tensors[f"{i}.log_share"])
+            for i in range(len(list(config.terms())))
+        ]
+        found = [Posterior(tensors["images"], *part) for part in parts]
+        return cls(
+            config,
+            tuple(found),
+            tuple(tensors["shape"].tolist()),
+            bytes(tensors["queries"].tolist()).hex(),
+        )
+
+
+def partial_scores(
+    queries: Float[Tensor, "query chan row col"],
+    train: Float[Tensor, "train chan row col"],
+    config: NDAConfig,
+    *,
+    images: Sequence[int] | None = None,
+    engine: str = "auto",
+) -> Partial:
+    """The part of `nda_scores` that a block of train images makes; `images` are their numbers in
+    the whole train set (default: 0, 1, …).
+
+    Blocks can be computed apart, in any order, on other machines; images are appended to a finished
+    run by merging a new block with it.
+    """
+    numbers = torch.arange(len(train)) if images is None else torch.as_tensor(images)
+    if (
+        numbers.shape != (len(train),)
+        or numbers.is_floating_point()
+        or len(numbers.unique()) < len(train)
+    ):
+        raise InputError(
+            f"images must be {len(train)} different integers, the numbers of this block's train"
+            f" images, not {images!r}"
+        )
+    numbers, order = numbers.sort()
+    bank = torch.cat([train[order], train[order].flip(-1)]) if config.flips else train[order]
+    found = []
+    for term in tqdm(list(config.terms()), desc="NDA", unit="posterior", leave=False):
+        whole = patch_posterior(queries, bank, engine=engine, **config.options(queries, term))
+        share = torch.stack(whole.log_share.split(len(train), dim=2)).logsumexp(
+            0
+        )  # a mirrored image's mass counts for its original
+        found.append(replace(whole, images=numbers.to(train.device), log_share=share))
+    pixels = hashlib.sha256(queries.cpu().contiguous().numpy().tobytes()).hexdigest()
+    return Partial(config, tuple(found), (train.shape[2], train.shape[3]), pixels)
+
+
+def merge(partials: Sequence[Partial]) -> Partial:
+    """One partial result from those of disjoint blocks, given in any order; images come out in the
+    order of their numbers.
+
+    The same as computing all at once, to rounding. Raises InputError if an image is in two blocks,
+    or if the blocks are of different runs.
+    """
+    if not partials:
+        raise InputError("merge needs at least one partial result")
+    if any(
+        (part.config, part.shape, part.queries)
+        != (partials[0].config, partials[0].shape, partials[0].queries)
+        for part in partials
+    ):
+        raise InputError(
+            "the partial results are of different queries, configurations or image sizes; merge"
+            " only parts of one run"
+        )
+    return replace(
+        partials[0],
+        posteriors=tuple(
+            map(merge_posteriors, zip(*(p.posteriors for p in partials), strict=True))
+        ),
+    )

@@ -1,0 +1,185 @@
+"""Patch posteriors: how much of a noisy query's patches would come from each training image."""
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nda import rng
+from nda.errors import InputError, check_same_shape, check_timestep
+from nda.nonparametric.patches import fused, naive, tensor
+from nda.nonparametric.patches.posterior import Posterior, merge
+from nda.nonparametric.patches.windows import Windows
+from nda.schedule import sigma, signal
+
+__all__ = [
+    "ENGINES",
+    "Posterior",
+    "Windows",
+    "merge",
+    "patch_posterior",
+    "patch_scores",
+    "shared_noise",
+]
+ENGINES: dict[str, Callable[..., Posterior]] = {
+    "naive": naive.posterior,
+    "conv": partial(tensor.posterior, distances=tensor.conv),
+    "box": partial(tensor.posterior, distances=tensor.box),
+    "fused": fused.posterior,
+}
+SHARE_BYTES = (
+    40 * 2**20
+)  # of one array over (query, position, train image), when only scores are asked for
+log = logging.getLogger(__name__)
+
+
+def shared_noise(
+    queries: Float[Tensor, "query chan row col"], timestep: int, noise_seed: int, draw: int = 0
+) -> Float[Tensor, "chan row col"]:
+    """The noise image that all queries share at a timestep (as in the released code; its values are
+    our own draw)."""
+    later = [draw] if draw else []
+    return torch.randn(
+        queries.shape[1:], generator=rng.generator("patch noise", noise_seed, timestep, *later)
+    ).to(queries)
+
+
+def patch_posterior(
+    queries: Float[Tensor, "query chan row col"],
+    train: Float[Tensor, "train chan row col"],
+    *,
+    timestep: int,
+    patch: int,
+    coarse: bool = False,
+    top_k: int | None = 100,
+    borders: str = "match",
+    noise: Float[Tensor, "chan row col"] | None = None,
+    temperature: float = 1.0,
+    engine: str = "auto",
+    rows: range | None = None,
+) -> Posterior:
+    """The posterior of every patch of the queries over the patches of all train images, at one
+    timestep and one scale.
+
+    Each patch of x_t = √ᾱ_t x + √(1-ᾱ_t) ε is compared with all patches of all train images; their
+    weights are a softmax of -‖x_t - √ᾱ_t y‖² / (2 (1-ᾱ_t)). An image's share of a query patch is
+    the sum of its `top_k` largest weights (None: all).
+
+    queries, train: pixels in [-1, 1], one dtype and device. timestep: 0…999. patch: side of the
+    window in pixels, 1 … the image's side; it starts (patch-1)//2 pixels before its position, and
+    positions are pixels, less the last row and column if `patch` is even. coarse: compare windows
+    (of even side) after pooling blocks of 2 x 2 pixels to half their sum, which keeps the noise at
+    unit variance. borders: `"match"`, a window meets only windows with the same pixels outside the
+    image, or `"zero"`, what is outside is 0 and all windows meet. noise: the ε that all queries
+    share; None: no noise, x_t = √ᾱ_t x. temperature: factor on the variance 1-ᾱ_t in the softmax.
+    rows: only these rows of positions of the queries. engine: `"fused"` (C++, CPU), `"box"` (torch,
+    for GPUs), `"conv"` (the paper's convolution), `"naive"` (the definition, slow) or `"auto"`:
+    fused on the CPU if there is a compiler, else conv; box elsewhere. All give the same numbers.
+    The result takes query · position · train numbers of memory. Raises InputError. Source: NDA, Eq.
+    10-12 and 15; the border rule, the pooling weights and the grid of even windows are those of the
+    released code.
+    """
+    check_same_shape(queries, train)
+    check_timestep(timestep)
+    windows = Windows(train.shape[2], train.shape[3], patch, coarse, borders)
+    _check(top_k, temperature)
+    run, rows = ENGINES[_pick(engine, queries)], range(windows.grid[0]) if rows is None else rows
+    if rows.step != 1 or not 0 <= rows.start < rows.stop <= windows.grid[0]:
+        raise InputError(f"rows must be a range of step 1 within 0…{windows.grid[0]}, not {rows}")
+    noisy = signal(timestep) * queries
+    if noise is not None:
+        noise = torch.as_tensor(noise).to(queries)
+        if noise.shape != queries.shape[1:] or not torch.isfinite(noise).all():
+            raise InputError(
+                f"noise must be one finite image of shape {tuple(queries.shape[1:])}, not"
+                f" {tuple(noise.shape)}"
+            )
+        noisy = noisy + sigma(timestep) * noise
+    spread = sigma(timestep) * temperature**0.5
+    return run(
+        noisy, signal(timestep) * train, sigma=spread, windows=windows, top_k=top_k, rows=rows
+    )
+
+
+def patch_scores(
+    queries: Float[Tensor, "query chan row col"],
+    train: Float[Tensor, "train chan row col"],
+    *,
+    timestep: int,
+    patch: int,
+    coarse: bool = False,
+    borders: str = "match",
+    noise: Float[Tensor, "chan row col"] | None = None,
+    engine: str = "auto",
+    **options: Any,
+) -> Float[Tensor, "query train"]:
+    """NDA at one timestep and one scale: `patch_posterior`'s masses summed over the positions of
+    each query.
+
+    A score is between 0 and the number of positions. Arguments, units, errors and source are those
+    of `patch_posterior`; memory beyond the result is bounded, whatever the number of queries and
+    train images.
+    """
+    check_same_shape(queries, train)
+    windows = Windows(train.shape[2], train.shape[3], patch, coarse, borders)
+    name = _pick(engine, queries)
+    log.info(
+        "engine %s: %d queries, %d train images, timestep %d, %s",
+        name,
+        len(queries),
+        len(train),
+        timestep,
+        windows,
+    )
+    per_row = windows.grid[1] * len(train) * train.itemsize
+    tall = max(1, min(windows.grid[0], SHARE_BYTES // per_row))
+    together = max(1, SHARE_BYTES // (per_row * tall))
+    out = torch.zeros(len(queries), len(train), dtype=train.dtype, device=train.device)
+    for q in range(0, len(queries), together):
+        for row in range(0, windows.grid[0], tall):
+            rows = range(row, min(row + tall, windows.grid[0]))
+            part = patch_posterior(
+                queries[q : q + together],
+                train,
+                timestep=timestep,
+                patch=patch,
+                coarse=coarse,
+                borders=borders,
+                noise=noise,
+                engine=name,
+                rows=rows,
+                **options,
+            )
+            out[q : q + together] += part.scores().to(out)
+    return out
+
+
+def _check(top_k: object, temperature: float) -> None:
+    if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
+        raise InputError(f"top_k must be a positive integer or None for all, not {top_k!r}")
+    if not isinstance(temperature, int | float) or not 0 < temperature < float("inf"):
+        raise InputError(f"temperature must be a positive number, not {temperature!r}")
+
+
+def _pick(engine: str, queries: Tensor) -> str:
+    if engine != "auto" and engine not in ENGINES:
+        raise InputError(f"engine must be 'auto' or one of {', '.join(ENGINES)}, not {engine!r}")
+    if engine == "fused" and queries.device.type != "cpu":
+        raise InputError(
+            f"engine 'fused' runs on the CPU but the images are on {queries.device}; choose 'box'"
+            " or 'auto'"
+        )
+    if engine == "fused" and fused.compiled() is None:
+        raise InputError(
+            "engine 'fused' needs a C++ compiler and none was found; install g++ or clang++, set"
+            " CXX, or choose engine 'conv'"
+        )
+    if engine != "auto":
+        return engine
+    if queries.device.type != "cpu":
+        return "box"
+    return "conv" if fused.compiled() is None else "fused"

@@ -1,0 +1,126 @@
+"""Where the pixels of a query come from, and which pixels of a train image were used: the posterior
+itself, not its sums."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from nda.errors import InputError
+from nda.nonparametric.patches import Windows, patch_posterior
+from nda.nonparametric.patches.windows import exact
+from nda.schedule import sigma, signal
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """The posterior of one query at one timestep and scale, over all patches of all train images;
+    nothing is cut to a top k.
+
+    masses: of each train image at each position; they sum to 1 over the images. entropy: of these
+    masses at each position, in nats: 0 if one image explains it, log(train) if any image does as
+    well. image, mass, source: the images with the largest masses at each position, the masses, and
+    the position (row, column) of the one patch of that image that weighs most.
+    """
+
+    masses: Float[Tensor, "row col train"]
+    entropy: Float[Tensor, "row col"]
+    image: Int[Tensor, "row col few"]
+    mass: Float[Tensor, "row col few"]
+    source: Int[Tensor, "row col few 2"]
+
+
+def provenance(
+    query: Float[Tensor, "chan row col"],
+    train: Float[Tensor, "train chan row col"],
+    *,
+    few: int = 3,
+    **options: Any,
+) -> Provenance:
+    """Who explains each pixel of the query. `options` are those of
+    `nda.nonparametric.patches.patch_posterior` (timestep, patch, coarse, borders, noise, …), except
+    top_k and rows. Rows and columns are positions of windows: pixels, one fewer per axis for an
+    even patch."""
+    if isinstance(few, bool) or not isinstance(few, int) or not 1 <= few <= len(train):
+        raise InputError(
+            f"few must be between 1 and the number of train images {len(train)}, not {few!r}"
+        )
+    windows, posterior = _posterior(query, train, options)
+    masses = posterior.masses[0]  # [position, train]
+    mass, image = masses.topk(few, dim=1)
+    source = torch.zeros_like(image)
+    for n in image.unique().tolist():
+        wanted = image == n  # [position, few]
+        at = wanted.any(1)
+        best = _logits(query, train[n], windows, options, at.nonzero()[:, 0]).argmax(1)
+        source[wanted] = best
+    entropy = -(masses * masses.clamp_min(torch.finfo(masses.dtype).tiny).log()).sum(1)
+    rows_cols = torch.stack([source // windows.grid[1], source % windows.grid[1]], -1)
+    maps = [
+        values.unflatten(0, windows.grid) for values in (masses, entropy, image, mass, rows_cols)
+    ]
+    return Provenance(*maps)
+
+
+def used_pixels(
+    query: Float[Tensor, "chan row col"],
+    train: Float[Tensor, "train chan row col"],
+    image: int,
+    **options: Any,
+) -> Float[Tensor, "row col"]:
+    """Which patches of train image number `image` the query uses: the mass of each of its
+    positions, summed over the query's positions.
+
+    The map sums to the image's score at this timestep and scale with `top_k=None`. Options are
+    those of `provenance`.
+    """
+    if isinstance(image, bool) or not isinstance(image, int) or not 0 <= image < len(train):
+        raise InputError(f"image must be an integer between 0 and {len(train) - 1}, not {image!r}")
+    windows, posterior = _posterior(query, train, options)
+    logits = _logits(
+        query, train[image], windows, options, torch.arange(windows.positions, device=train.device)
+    )
+    return (
+        (logits - posterior.log_total[0, :, None])
+        .exp()
+        .sum(0)
+        .unflatten(0, windows.grid)
+        .to(train.dtype)
+    )
+
+
+def _posterior(query: Tensor, train: Tensor, options: dict[str, Any]) -> tuple[Windows, Any]:
+    posterior = patch_posterior(query[None], train, **options, top_k=None)
+    names = ("patch", "coarse", "borders")
+    return (
+        Windows(train.shape[2], train.shape[3], **{k: v for k, v in options.items() if k in names}),
+        posterior,
+    )
+
+
+def _logits(
+    query: Tensor,
+    image: Tensor,
+    windows: Windows,
+    options: dict[str, Any],
+    positions: Int[Tensor, "u"],
+) -> Float[Tensor, "u position"]:
+    """-d²/2σ² between the query's patches at `positions` and all patches of one image; -inf where
+    they may not meet."""
+    timestep, noise = options["timestep"], options.get("noise")
+    noisy = signal(timestep) * query + (0 if noise is None else sigma(timestep) * noise.to(query))
+    x, y = [
+        F.unfold(windows.prepare(exact(v)[None]), windows.taps, dilation=windows.step)[0].T
+        for v in (noisy, signal(timestep) * image)
+    ]
+    kinds = [
+        torch.cat([torch.full((len(band),), i) for i, band in enumerate(axis)])
+        for axis in windows.bands()
+    ]
+    kind = (kinds[0][:, None] * windows.width + kinds[1]).flatten().to(image.device)
+    distance = torch.stack([(y - patch).square().sum(1) for patch in x[positions]])
+    logits = -distance / (2 * sigma(timestep) ** 2 * options.get("temperature", 1.0))
+    return torch.where(kind[positions][:, None] == kind, logits, -torch.inf)

@@ -1,0 +1,32 @@
+"""The paper: nonparametric data attribution. Patch posteriors averaged over timesteps and scales;
+no model, no gradients."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from nda.nonparametric.config import NDAConfig
+from nda.nonparametric.patches import patch_scores
+
+
+def nda_scores(
+    queries: Float[Tensor, "query chan row col"],
+    train: Float[Tensor, "train chan row col"],
+    config: NDAConfig,
+    *,
+    engine: str = "auto",
+) -> Float[Tensor, "query train"]:
+    """NDA scores: posterior masses of each train image's patches, averaged over positions, scales,
+    noise draws and timesteps.
+
+    With `per_position` a score is between 0 and 1 and the scores of a query sum to 1 if `top_k` is
+    None. queries, train: pixels in [-1, 1], one dtype and device. Errors are those of
+    `nda.nonparametric.patches.patch_posterior`. Source: NDA, Eq. 11-15.
+    """
+    bank = torch.cat([train, train.flip(-1)]) if config.flips else train
+    total = torch.zeros(len(queries), len(train), dtype=train.dtype, device=train.device)
+    for term in tqdm(list(config.terms()), desc="NDA", unit="posterior", leave=False):
+        scores = patch_scores(queries, bank, engine=engine, **config.options(queries, term))
+        total += config.weight(term, train.shape) * sum(scores.split(len(train), dim=1))
+    return total

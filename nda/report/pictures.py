@@ -1,0 +1,127 @@
+"""Images in rows, with what is said of them."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from nda.methods import METHODS
+from nda.report.style import INK, canvas, label, show
+
+
+def grid(
+    images: Float[Tensor, "image chan row col"], titles: Sequence[str] = (), *, columns: int = 10
+) -> Figure:
+    """Images in rows of `columns`, with optional titles."""
+    rows = -(-len(images) // columns)
+    figure, axes = canvas(0.85 * columns, (1.05 if titles else 0.85) * rows, rows, columns)
+    for place in axes.flat:
+        place.set_axis_off()
+    for i, image in enumerate(images):
+        axes.flat[i].set_axis_on()
+        show(axes.flat[i], image, titles[i] if titles else "")
+    return figure
+
+
+def proponents(
+    queries: Float[Tensor, "query chan row col"],
+    train: Float[Tensor, "train chan row col"],
+    scores: Float[Tensor, "query train"],
+    *,
+    top: int = 7,
+    unit: str = "{:.1f}",
+) -> Figure:
+    """Each row: a query, then the train images with the highest scores, then the lowest."""
+    figure, axes = canvas(0.9 * (top + 2), 1.12 * len(queries), len(queries), top + 2)
+    for row, query, values in zip(axes, queries, scores, strict=True):
+        best = values.topk(top).indices.tolist() + [int(values.argmin())]
+        show(row[0], query, "query")
+        row[0].spines[:].set(visible=True, color=METHODS["nda"].colour, linewidth=2)
+        for place, index in zip(row[1:], best, strict=True):
+            show(place, train[index], unit.format(values[index].item()))
+        row[-1].spines[:].set(visible=True, color="#9a9a9a", linewidth=1, linestyle=":")
+    return figure
+
+
+def maps(
+    images: Sequence[Float[Tensor, "row col"]],
+    titles: Sequence[str],
+    *,
+    unit: str,
+    cmap: str = "magma",
+) -> Figure:
+    """Heat maps that share one colour scale, labelled with its unit."""
+    figure, axes = canvas(1.75 * len(images) + 0.6, 2.1, 1, len(images))
+    top = max(float(image.max()) for image in images)
+    for place, image, title in zip(axes[0], images, titles, strict=True):
+        drawn = place.imshow(
+            image.cpu().numpy(), cmap=cmap, vmin=0, vmax=top, interpolation="nearest"
+        )
+        place.set_title(title, fontsize=9)
+        place.set(xticks=[], yticks=[])
+    figure.colorbar(drawn, ax=list(axes[0]), label=unit, shrink=0.8)
+    return figure
+
+
+def sources(
+    query: Float[Tensor, "chan row col"],
+    train: Float[Tensor, "train chan row col"],
+    images: Sequence[int],
+    *,
+    masses: Float[Tensor, "row col train"],
+    entropy: Float[Tensor, "row col"],
+    used: Sequence[Float[Tensor, "row col"]],
+) -> Figure:
+    """Above: a query, then train images, clear where they are used; below: entropy, then the mass
+    of each image, at the query's pixels."""
+    figure, axes = canvas(1.35 * (len(images) + 1) + 0.8, 3.3, 2, len(images) + 1)
+    show(axes[0, 0], query, "query")
+    top = float(masses[..., list(images)].max())
+    for place, index, weights in zip(axes[0, 1:], images, used, strict=True):
+        show(place, train[index], f"image {index}: {float(weights.sum()):.0f} px")
+        cover = np.zeros((*weights.shape, 4)) + 0.5
+        cover[..., 3] = 0.9 * (1 - weights.cpu().numpy() / float(weights.max()))
+        place.imshow(cover, interpolation="nearest")
+    options = {"interpolation": "nearest", "vmin": 0}
+    unsure = axes[1, 0].imshow(
+        entropy.cpu().numpy(), cmap="viridis", vmax=np.log(len(train)), **options
+    )
+    for place, index in zip(axes[1, 1:], images, strict=True):
+        share = place.imshow(
+            100 * masses[..., index].cpu().numpy(), cmap="magma", vmax=100 * top, **options
+        )
+    for place in axes[1]:
+        place.set(xticks=[], yticks=[])
+    figure.colorbar(unsure, ax=axes[1, 0], location="bottom", label="entropy, nats", shrink=0.9)
+    figure.colorbar(share, ax=list(axes[1, 1:]), location="bottom", label="mass, %", shrink=0.5)
+    return figure
+
+
+def first_proponents(
+    query: Float[Tensor, "chan row col"],
+    train: Float[Tensor, "train chan row col"],
+    scores: Mapping[str, Float[Tensor, "train"]],
+    *,
+    top: int = 7,
+) -> Figure:
+    """One row per method: the query, then the train images that it scores highest, by their
+    numbers, and dotted the lowest.
+
+    scores: of this query, by a method's key, or by any other name of a row.
+    """
+    figure, axes = canvas(0.9 * (top + 2) + 1.7, 1.06 * len(scores), len(scores), top + 2)
+    for row, (method, values) in zip(axes, scores.items(), strict=True):
+        show(row[0], query)
+        name = label(method) if method in METHODS else method
+        row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
+        row[0].spines[:].set(
+            visible=True, color=METHODS[method].colour if method in METHODS else INK, linewidth=2
+        )
+        for place, index in zip(
+            row[1:], [*values.topk(top).indices.tolist(), int(values.argmin())], strict=True
+        ):
+            show(place, train[index], str(index))
+        row[-1].spines[:].set(visible=True, color="#9a9a9a", linewidth=1, linestyle=":")
+    return figure

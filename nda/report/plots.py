@@ -1,0 +1,311 @@
+"""Arrays in, matplotlib figures out."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from nda.methods import METHODS
+from nda.report.style import INK, canvas, label
+
+
+def masks(
+    keep: Bool[Tensor, "subset train"], labels: Float[Tensor, "train"], classes: Sequence[str]
+) -> Figure:
+    """Which train images each subset keeps, sorted by class."""
+    order = labels.argsort(stable=True)
+    figure, axes = canvas(8, 0.5 + 0.13 * len(keep))
+    place = axes[0, 0]
+    place.imshow(
+        keep[:, order].numpy(),
+        cmap=mpl.colors.ListedColormap(["#f2efe9", METHODS["nda"].colour]),
+        aspect="auto",
+        interpolation="nearest",
+    )
+    edges = np.flatnonzero(np.diff(labels[order].numpy())) + 0.5
+    for edge in edges:
+        place.axvline(edge, color="white", linewidth=1.5)
+    bounds = np.concatenate([[-0.5], edges, [len(labels) - 0.5]])
+    present = [classes[i] for i in labels.unique().tolist()]
+    place.set_xticks((bounds[1:] + bounds[:-1]) / 2, present)
+    place.set(xlabel="train image, grouped by class", ylabel="subset", yticks=[0, len(keep) - 1])
+    return figure
+
+
+def training(curve: Float[Tensor, "step"], window: int = 20) -> Figure:
+    """Training loss per step, with a running mean."""
+    figure, axes = canvas(6.5, 2.8)
+    values = curve.numpy()
+    smooth = pd.Series(values).rolling(window, min_periods=1).mean()
+    axes[0, 0].plot(values, color="#c9d8dd", linewidth=0.8, label="one step")
+    axes[0, 0].plot(smooth, color=METHODS["nda"].colour, label=f"mean of {window} steps")
+    axes[0, 0].set(xlabel="training step", ylabel="noise-prediction loss", yscale="log")
+    axes[0, 0].legend(loc="upper right")
+    return figure
+
+
+def signal_by_timestep(table: pd.DataFrame) -> Figure:
+    """Mean loss, its spread over subsets and the seed ceiling, by timestep (columns timestep, loss,
+    spread, ceiling)."""
+    figure, axes = canvas(8, 2.7, 1, 2)
+    axes[0, 0].plot(
+        table["timestep"], table["loss"], color=INK, marker="o", markersize=4, label="mean"
+    )
+    axes[0, 0].plot(
+        table["timestep"],
+        table["spread"],
+        color=METHODS["pixel_dot"].colour,
+        marker="o",
+        markersize=4,
+        label="s.d. over subsets",
+    )
+    axes[0, 0].set(xlabel="timestep of the loss", ylabel="loss", yscale="log")
+    axes[0, 0].legend()
+    axes[0, 1].axhline(0, color="#bbbbbb", linewidth=1)
+    axes[0, 1].plot(
+        table["timestep"],
+        100 * table["ceiling"],
+        color=METHODS["nda"].colour,
+        marker="o",
+        markersize=4,
+    )
+    axes[0, 1].set(xlabel="timestep of the loss", ylabel="agreement of seeds, %")
+    return figure
+
+
+def scaling(tables: Mapping[str, pd.DataFrame], *, ylabel: str) -> Figure:
+    """One log-log panel per table, whose named index is the abscissa, one line per column."""
+    figure, axes = canvas(3.1 * len(tables), 2.9, 1, len(tables), sharey=True)
+    colours = (
+        METHODS["nda"].colour,
+        METHODS["pixel_dot"].colour,
+        "#7a7a7a",
+        METHODS["nda_coarse"].colour,
+        METHODS["nda_two_scale"].colour,
+    )
+    for place, (title, values) in zip(axes[0], tables.items(), strict=True):
+        for colour, name in zip(colours, values, strict=False):
+            place.plot(values.index, values[name], "o-", color=colour, markersize=4, label=name)
+        place.set(xscale="log", yscale="log", xlabel=values.index.name, title=title)
+        place.xaxis.set_major_formatter(mpl.ticker.ScalarFormatter())
+        place.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
+        place.set_xticks(list(values.index))
+        place.legend(fontsize=8)
+    axes[0, 0].set_ylabel(ylabel)
+    return figure
+
+
+def bars(groups: Mapping[str, Float[Tensor, "item"]], *, xlabel: str, ylabel: str) -> Figure:
+    """One panel of bars per group, on a common scale."""
+    figure, axes = canvas(2.6 * len(groups), 2.3, 1, len(groups), sharey=True)
+    for place, (title, values) in zip(axes[0], groups.items(), strict=True):
+        place.bar(range(len(values)), values.cpu().numpy(), color=METHODS["nda"].colour)
+        place.set(title=title, xlabel=xlabel)
+    axes[0, 0].set_ylabel(ylabel)
+    return figure
+
+
+def intervals(
+    tables: Mapping[str, pd.DataFrame], ceilings: Mapping[str, Sequence[float]], *, columns: int = 2
+) -> Figure:
+    """One panel per table of `nda.evidence.lds.summary`, methods from top to bottom, the seed
+    ceiling dashed in its interval; all in percent."""
+    methods = [m for m in METHODS if any((table["method"] == m).any() for table in tables.values())]
+    count = len(methods)
+    rows = -(-len(tables) // columns)
+    figure, axes = canvas(
+        4.1 * columns, rows * (1.0 + 0.22 * count), rows, columns, sharex=True, sharey=True
+    )
+    for place, (title, table) in zip(axes.flat, tables.items(), strict=True):
+        for row in table.itertuples():
+            height, colour = methods.index(str(row.method)), METHODS[str(row.method)].colour
+            place.plot(
+                [row.low, row.high],
+                [height, height],
+                color=colour,
+                linewidth=2.5,
+                solid_capstyle="butt",
+            )
+            place.plot(row.lds, height, "o", color=colour, markersize=7)
+        place.axvline(0, color="#bbbbbb", linewidth=1, zorder=0)
+        ceiling, low, high = ceilings[title]
+        place.axvspan(low, high, color="#f0eee8", zorder=-1)
+        place.axvline(ceiling, color=INK, linestyle="--", linewidth=1, zorder=0)
+        place.set_title(title, loc="left")
+        place.annotate(
+            "ceiling", (ceiling, 1.02), xycoords=("data", "axes fraction"), ha="center", fontsize=8
+        )
+        place.set_ylim(count - 0.5, -0.5)
+    for place in axes[-1]:
+        place.set_xlabel("LDS, %")
+    axes[0, 0].set_yticks(range(count), [label(method) for method in methods])
+    return figure
+
+
+def scatter(
+    effects: Float[Tensor, "subset"], losses: Float[Tensor, "subset"], *, xlabel: str, ylabel: str
+) -> Figure:
+    """Predicted effect against true loss, one point per retrained model."""
+    figure, axes = canvas(3.6, 2.9)
+    axes[0, 0].plot(effects.numpy(), losses.numpy(), "o", color=METHODS["nda"].colour, markersize=5)
+    axes[0, 0].set(xlabel=xlabel, ylabel=ylabel)
+    return figure
+
+
+QUIET = {"color": "#bbbbbb", "linewidth": 1, "zorder": 0}
+
+
+def damping_paths(paths: Mapping[str, pd.DataFrame], *, columns: int = 3) -> Figure:
+    """One panel per method: LDS in percent against the relative damping, which is the index of its
+    table.
+
+    Column `select`, solid, with its best damping marked: the choice. Column `report`, dashed, with
+    its best damping hollow: the oracle that papers use, shown and not used.
+    """
+    columns = min(columns, len(paths))
+    rows = -(-len(paths) // columns)
+    figure, axes = canvas(3.4 * columns + 0.4, 2.5 * rows + 0.4, rows, columns, sharey=True)
+    for place, (method, path) in zip(axes.flat, paths.items(), strict=False):
+        colour = METHODS[method].colour
+        place.axhline(0, **QUIET)
+        place.plot(
+            path.index, path["report"], "--", color=INK, linewidth=1, label="report, not used"
+        )
+        place.plot(
+            path["report"].idxmax(),
+            path["report"].max(),
+            "o",
+            markerfacecolor="white",
+            color=INK,
+            label="oracle, not used",
+        )
+        place.plot(path.index, path["select"], color=colour, linewidth=2, label="select")
+        place.plot(
+            path["select"].idxmax(),
+            path["select"].max(),
+            "o",
+            color=colour,
+            markersize=8,
+            label="chosen",
+        )
+        place.set(xscale="log", xlabel="damping / mean eigenvalue")
+        place.set_title(label(method), fontsize=10)
+    for place in axes.flat[len(paths) :]:
+        place.set_axis_off()
+    for row in axes:
+        row[0].set_ylabel("LDS, %")
+    figure.legend(
+        *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9
+    )
+    return figure
+
+
+def spectra(eigenvalues: Mapping[str, Float[Tensor, "eigen"]]) -> Figure:
+    """Eigenvalues of each method's curvature, from the largest to the smallest, on logarithmic
+    axes; their mean is dotted."""
+    figure, axes = canvas(5.6, 3.1)
+    place = axes[0, 0]
+    for method, values in eigenvalues.items():
+        ordered = values.flatten().sort(descending=True).values.cpu().numpy()
+        colour = METHODS[method].colour
+        place.plot(
+            range(1, len(ordered) + 1), ordered, color=colour, linewidth=2, label=label(method)
+        )
+        place.axhline(ordered.mean(), color=colour, linestyle=":", linewidth=1.5, label="its mean")
+    top = max(float(values.max()) for values in eigenvalues.values())
+    place.set(
+        xscale="log",
+        yscale="log",
+        ylim=(1e-10 * top, 3 * top),
+        xlabel="rank of the eigenvalue",
+        ylabel="eigenvalue",
+    )
+    place.yaxis.set_major_locator(mpl.ticker.LogLocator(numticks=6))
+    place.legend(fontsize=9)
+    return figure
+
+
+def heat(tables: Mapping[str, pd.DataFrame], *, xlabel: str, unit: str) -> Figure:
+    """Tables of numbers as colours, side by side, with the numbers in the cells; one scale around 0
+    for all."""
+    rows, widths = max(map(len, tables.values())), [table.shape[1] for table in tables.values()]
+    figure, axes = canvas(
+        2.4 + 0.55 * sum(widths),
+        1.1 + 0.24 * rows,
+        1,
+        len(tables),
+        sharey=True,
+        width_ratios=widths,
+    )
+    limit = max(1e-9, *(float(table.abs().to_numpy().max()) for table in tables.values()))
+    for place, (title, table) in zip(axes[0], tables.items(), strict=True):
+        image = place.imshow(table, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto")
+        place.set_xticks(range(table.shape[1]), table.columns, rotation=45, ha="right", fontsize=8)
+        place.set_yticks(range(len(table)), table.index, fontsize=9)
+        place.set_xlabel(xlabel)
+        place.set_title(title, fontsize=10)
+        place.tick_params(length=0)
+        for (row, column), value in np.ndenumerate(table.to_numpy()):
+            colour = "white" if abs(value) > 0.6 * limit else INK
+            place.text(
+                column,
+                row,
+                f"{np.round(value) + 0.0:.0f}",
+                ha="center",
+                va="center",
+                fontsize=8,
+                color=colour,
+            )  # + 0.0: no "-0"
+    figure.colorbar(image, ax=axes, label=unit, pad=0.02)
+    return figure
+
+
+def settings(rows: pd.DataFrame, *, columns: int = 3) -> Figure:
+    """One panel per `ablation`: LDS on `report` with its interval against the settings, `val` full
+    and `gen` hollow; grey, what `select` says of `val`. rows: of
+    `nda.evidence.ablations.nonparametric.table`."""
+    names = list(dict.fromkeys(rows["ablation"]))
+    columns = min(columns, len(names))
+    figure, axes = canvas(
+        3.4 * columns,
+        2.7 * -(-len(names) // columns),
+        -(-len(names) // columns),
+        columns,
+        sharey=True,
+    )
+    for place, name in zip(axes.flat, names, strict=False):
+        for kind, shift in (("val", -0.12), ("gen", 0.12)):
+            found = rows[(rows["ablation"] == name) & (rows["queries"] == kind)].reset_index()
+            where, colour = (
+                found.index + shift,
+                METHODS["nda" if kind == "val" else "nda_coarse"].colour,
+            )
+            place.vlines(where, found["low"], found["high"], color=colour, linewidth=2)
+            place.plot(
+                where, found["report"], "o", color=colour, markersize=6, label=f"{kind}, report"
+            )
+            if kind == "val":
+                place.plot(
+                    found.index, found["select"], "_", color=INK, markersize=12, label="val, select"
+                )
+                place.set_xticks(
+                    found.index,
+                    found["setting"],
+                    fontsize=8,
+                    rotation=30 if found["setting"].str.len().max() > 5 else 0,
+                )
+                place.set_xlim(-0.6, len(found) - 0.4)
+        place.axhline(0, **QUIET)
+        place.set_title(name, fontsize=10)
+    for place in axes.flat[len(names) :]:
+        place.set_axis_off()
+    for row in axes:
+        row[0].set_ylabel("LDS, %")
+    figure.legend(
+        *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9
+    )
+    return figure

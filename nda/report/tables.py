@@ -1,0 +1,79 @@
+"""Numbers for a reader."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from scipy.stats import rankdata
+from torch import Tensor
+
+from nda.methods import METHODS
+from nda.report.style import label
+
+
+def brackets(low: Iterable[float], high: Iterable[float]) -> list[str]:
+    """Intervals as a table shows them, with one decimal; no line ends inside."""
+    return [f"[{a:.1f},\u00a0{b:.1f}]" for a, b in zip(low, high, strict=True)]
+
+
+def table(
+    tables: Mapping[str, pd.DataFrame], ceilings: Mapping[str, Sequence[float]]
+) -> pd.DataFrame:
+    """Tables of `nda.evidence.lds.summary` for a reader: one block of rows per table, intervals in
+    brackets, the seed ceiling last."""
+
+    blocks = {}
+    for name, values in tables.items():
+        columns = {
+            "LDS, %": values["lds"].map("{:.1f}".format),
+            "95 % interval": brackets(values["low"], values["high"]),
+            "gain, %": values["gain"].map("{:+.1f}".format),
+            "95 % interval of gain": brackets(values["gain_low"], values["gain_high"]),
+        }
+        ceiling, low, high = ceilings[name]
+        columns["of ceiling, %"] = (
+            (100 * values["lds"] / ceiling).map("{:.0f}".format) if ceiling > 0 else ""
+        )
+        block = pd.DataFrame(columns).set_axis([label(method) for method in values["method"]])
+        last = {"LDS, %": f"{ceiling:.1f}", "95 % interval": brackets([low], [high])}
+        blocks[name] = pd.concat([block, pd.DataFrame(last, index=["Seed ceiling"])]).fillna("")
+    return pd.concat(blocks)
+
+
+def agreement(scores: Mapping[str, Float[Tensor, "query train"]]) -> pd.DataFrame:
+    """Spearman's rank correlation of every two methods' scores over the train images, the mean over
+    queries; ties share their mean rank.
+
+    scores: by a method's key, or by any other name of a row. A query whose scores are all the same
+    counts as 0.
+    """
+    ranks = [torch.from_numpy(rankdata(values.cpu().numpy(), axis=1)) for values in scores.values()]
+    units = torch.stack(
+        [F.normalize(rank - rank.mean(1, keepdim=True), dim=1) for rank in ranks]
+    )  # [method, query, train]
+    names = [label(name) if name in METHODS else name for name in scores]
+    return pd.DataFrame(
+        (torch.einsum("aqt,bqt->ab", units, units) / units.shape[1]).numpy(), names, names
+    )
+
+
+def differences(tables: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFrame:
+    """Tables of `nda.evidence.lds.summary` for a reader: each method's difference to their
+    reference with its interval, one column per table."""
+    columns = {}
+    for name, values in tables.items():
+        intervals = brackets(values["gain_low"], values["gain_high"])
+        cells = [
+            f"{gain:+.1f} {interval}"
+            for gain, interval in zip(values["gain"], intervals, strict=True)
+        ]
+        columns[name] = pd.Series(cells, values["method"])
+    every = pd.DataFrame(columns)
+    return (
+        every.reindex([method for method in METHODS if method in every.index])
+        .rename(index=label)
+        .rename_axis(None)
+        .fillna("not run")
+    )

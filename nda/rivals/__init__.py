@@ -1,0 +1,1 @@
+"""The methods that NDA is compared with."""

@@ -1,0 +1,97 @@
+"""DAS: diffusion attribution score, as its paper and as its code have it."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from nda.errors import InputError
+from nda.rivals.kernel import Kernel, _finite
+
+
+def das_paper_scores(
+    crosses: Sequence[Float[Tensor, "query train"]],
+    kernels: Sequence[Kernel],
+    residuals: Float[Tensor, "train timestep"],
+    *,
+    damping: float,
+    squared: bool = True,
+) -> Float[Tensor, "query train"]:
+    """DAS as the paper writes it: the mean over timesteps of ‖ψ_tᵀ K_t⁻¹ φ_t r_t / (1 - h_t)‖², the
+    change of the query's predicted noise.
+
+    crosses, kernels: one per timestep, of gradients of `"output_mean"`, which stands for the vector
+    of predicted noise. residuals: length of the vector r_t, the square root of
+    `nda.model.outputs.denoising_losses`; h_t is the leverage at the same timestep. squared: as in
+    the paper, without a sign; False keeps the sign of ψᵀ K⁻¹ φ r. Eq. 17-18 are this with one cross
+    and kernel of a readout of `unit_norm` over all timesteps, and `das_residual` as the only
+    column. Source: DAS, Eq. 15-18.
+    """
+    if (
+        not len(crosses) == len(kernels)
+        or not kernels
+        or residuals.shape != (len(kernels[0].gram), len(kernels))
+    ):
+        raise InputError(
+            f"residuals {tuple(residuals.shape)} must be [train, timestep], with one of the crosses"
+            " and kernels per timestep"
+        )
+    changes = []
+    for cross, kernel, residual in zip(crosses, kernels, _finite(residuals).T, strict=True):
+        change = (
+            kernel.solve(cross, damping)
+            * residual.to(kernel.gram.device)
+            / (1 - kernel.leverage(damping))
+        )
+        changes.append(change.square() if squared else change)
+    return torch.stack(changes).mean(0)
+
+
+def das_residual(errors: Float[Tensor, "train timestep"]) -> Float[Tensor, "train"]:
+    """r̄: each image's root mean squared errors over the timesteps, scaled to norm 1, averaged.
+    Only the shape of the curve is left.
+
+    errors: `nda.model.outputs.denoising_losses(model, train, …)`. Source: DAS, Eq. 17, as the
+    released code reads it.
+    """
+    if errors.ndim != 2 or (errors < 0).any():
+        raise InputError(
+            "errors must be squared errors [train, timestep], not negative, not"
+            f" {tuple(errors.shape)}"
+        )
+    return F.normalize(_finite(errors).sqrt(), dim=1).mean(1)
+
+
+def das_scores(
+    cross: Float[Tensor, "query train"],
+    kernel: Kernel,
+    residual: Float[Tensor, "train"],
+    *,
+    damping: float,
+    mode: str = "das1",
+) -> Float[Tensor, "query train"]:
+    """DAS as its code does it, on gradients of `"output_mean"` with `unit_norm`, averaged over
+    timesteps.
+
+    residual: `das_residual`, r̄. mode: `"das1"`, r̄ ψᵀ K⁻¹ φ; `"das0"`, r̄ ψᵀ K⁻² φ / (1 - h)²;
+    either with `"_squared"`, squared. Unlike the release, which does not run as it is, the leverage
+    h is that of the train image, and K⁻¹ is not divided by its mean entry, which would make 1 - h
+    depend on the number of dimensions. Source: DAS's released code, `07_score.py`.
+    """
+    if mode.removesuffix("_squared") not in ("das1", "das0"):
+        raise InputError(f"mode must be 'das1' or 'das0', with or without '_squared', not {mode!r}")
+    if residual.shape != kernel.gram.shape[:1]:
+        raise InputError(
+            f"residual must be [train={len(kernel.gram)}], not {tuple(residual.shape)}; see"
+            " das_residual"
+        )
+    factor = _finite(residual).to(kernel.gram.device)
+    if mode.startswith("das0"):
+        scores = kernel.solve(cross, damping, power=2) * (
+            factor / (1 - kernel.leverage(damping)) ** 2
+        )
+    else:
+        scores = kernel.solve(cross, damping) * factor
+    return scores.square() if mode.endswith("_squared") else scores

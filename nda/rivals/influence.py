@@ -1,0 +1,196 @@
+"""Influence functions: what removing a train image would do to a measurement of a query, by
+gradients and the curvature of the loss.
+
+A score is ∇m(query)ᵀ (C + damping I)⁻¹ ∇ℓ(train), with ℓ the denoising loss, m a measurement and C
+from `nda.rivals.kfac`; gradients are of the weights and biases of Linear and Conv2d layers alone.
+Source: Mlodozeniec et al., "Influence functions for scalable data attribution in diffusion models"
+(arXiv 2410.13850).
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from torch.nn import Module
+from tqdm import tqdm
+
+from nda import rng
+from nda.errors import InputError, check_choice, check_draws, check_images, check_same_shape
+from nda.model.outputs import MEASUREMENTS
+from nda.rivals.kfac import Block, covered, mean_eigenvalue, restore
+from nda.schedule import add_noise
+
+
+def measurement_gradients(
+    model: Module,
+    images: Float[Tensor, "image chan row col"],
+    *,
+    timesteps: Sequence[int],
+    measurement: str = "loss",
+    draws: int = 1,
+    noise_seed: int = 0,
+    batch: int = 64,
+) -> dict[str, Float[Tensor, "image *shape"]]:
+    """Gradient of every image's measurement, the mean over timesteps and draws, by parameter; all
+    images' are held at once.
+
+    measurement: `"loss"`, squared error per pixel; `"elbo_loss"`, the same times β / (2 (1-β)
+    (1-ᾱ)); `"output_norm"`, squared output per pixel. There is one noise image per timestep and
+    draw, common to all images. batch: draws in one pass. Raises InputError.
+    """
+    check_images(images, "images")
+    check_choice("measurement", measurement, MEASUREMENTS)
+    check_draws(timesteps, draws=draws, batch=batch)
+    names = [(timestep, draw) for timestep in timesteps for draw in range(draws)]
+    times = torch.tensor([timestep for timestep, _ in names], device=images.device)
+    sources = [rng.generator("gradient noise", noise_seed, *name) for name in names]
+    noises = torch.stack(
+        [torch.randn(images.shape[1:], generator=source) for source in sources]
+    ).to(images)
+    parameters = covered(model)
+    gradients = {name: p.new_zeros(len(images), *p.shape) for name, p in parameters.items()}
+    for row, image in enumerate(
+        tqdm(images, desc=f"{measurement} gradients", unit="image", leave=False)
+    ):
+        for t, noise in zip(times.split(batch), noises.split(batch), strict=True):
+            output = model(add_noise(image.expand_as(noise), t, noise), t).sample
+            value = MEASUREMENTS[measurement](output, noise, t).sum() / len(times)
+            for total, part in zip(
+                gradients.values(),
+                torch.autograd.grad(value, list(parameters.values())),
+                strict=True,
+            ):
+                total[row] += part
+    return gradients
+
+
+class Compressed(NamedTuple):
+    """Tensors in 8 bits per entry: low + step * codes, off by at most half a step."""
+
+    codes: UInt8[Tensor, "image entry"]
+    low: Float[Tensor, "image 1"]
+    step: Float[Tensor, "image 1"]
+
+
+def compress(values: Float[Tensor, "image *shape"]) -> Compressed:
+    """Round every image's tensor to 256 levels between its least and its largest entry. Source:
+    Mlodozeniec et al. 2024."""
+    low, high = values.flatten(1).aminmax(dim=1, keepdim=True)
+    step = ((high - low) / 255).clamp_min(
+        torch.finfo(values.dtype).tiny
+    )  # a constant tensor has code 0 everywhere
+    return Compressed(((values.flatten(1) - low) / step).round().to(torch.uint8), low, step)
+
+
+def decompress(compressed: Compressed) -> Float[Tensor, "image entry"]:
+    """The values that the codes stand for."""
+    return compressed.low + compressed.step * compressed.codes
+
+
+Products = Callable[[Float[Tensor, "train *shape"]], Float[Tensor, "damping query train"]]
+
+
+def _products(
+    block: Block, queries: Float[Tensor, "query *shape"], dampings: Sequence[float]
+) -> Products:
+    """One block's share of the scores. In its eigenbasis a damping only rescales: both sides are
+    rotated once for all dampings."""
+    rotated = block.rotate(queries)
+
+    def products(train: Tensor) -> Tensor:
+        columns = block.rotate(train)
+        return torch.stack(
+            [
+                rotated.flatten(1) @ (columns / (block.eigenvalues + damping)).flatten(1).T
+                for damping in dampings
+            ]
+        )
+
+    return products
+
+
+def _compressed_products(
+    block: Block, queries: Float[Tensor, "query *shape"], dampings: Sequence[float]
+) -> Products:
+    """The same with the preconditioned query gradients in 8 bits."""
+    rows = [compress(block.precondition(queries, damping)) for damping in dampings]
+    return lambda train: torch.stack(
+        [decompress(compressed) @ train.flatten(1).T for compressed in rows]
+    )
+
+
+def _absolute(dampings: Sequence[float], curvature: Mapping[str, Tensor]) -> list[float]:
+    if not dampings:
+        raise InputError(
+            "damping must name at least one value; it is relative to the mean eigenvalue, try 0.1"
+        )
+    for damping in dampings:
+        if not 0 < damping < math.inf:
+            raise InputError(
+                f"damping must be positive and finite, not {damping}; it is relative to the mean"
+                " eigenvalue, try 0.1"
+            )
+    unit = mean_eigenvalue(curvature)
+    if not 0 < unit < math.inf:
+        raise InputError(
+            f"curvature has the mean eigenvalue {unit}, so that nothing can be relative to it; fit"
+            " it to a trained model"
+        )
+    return [damping * unit for damping in dampings]
+
+
+def influence_scores(
+    model: Module,
+    queries: Float[Tensor, "query chan row col"],
+    train: Float[Tensor, "train chan row col"],
+    *,
+    curvature: Mapping[str, Tensor],
+    timesteps: Sequence[int],
+    damping: float | Sequence[float] = 0.1,
+    measurement: str = "loss",
+    draws: int = 1,
+    noise_seed: int = 0,
+    compressed: bool = False,
+    batch: int = 64,
+    query_block: int = 32,
+    train_block: int = 16,
+) -> Float[Tensor, "*damping query train"]:
+    """Influence of every train image on every query's measurement; of a sequence of dampings, one
+    matrix for each.
+
+    Higher = keeping the train image lowers the measurement, for `"loss"` the query's loss.
+    curvature: from `nda.rivals.kfac.fit_curvature`. damping: relative to its mean eigenvalue (times
+    `nda.rivals.kfac.mean_eigenvalue` it is absolute). timesteps, measurement, draws, noise_seed,
+    batch: see `measurement_gradients`; the train side is always the loss. compressed: keep the
+    preconditioned query gradients in 8 bits, one byte per parameter, query and damping in place of
+    four per parameter and query. Memory is that of `query_block` + `train_block` gradients; train
+    gradients are computed anew for every block of queries. Raises InputError.
+    """
+    check_same_shape(queries, train)
+    check_choice("measurement", measurement, MEASUREMENTS)
+    check_draws(
+        timesteps, draws=draws, batch=batch, query_block=query_block, train_block=train_block
+    )
+    blocks = restore(curvature, model)
+    dampings = _absolute([damping] if isinstance(damping, int | float) else damping, curvature)
+    settings: dict[str, Any] = {
+        "timesteps": timesteps,
+        "draws": draws,
+        "noise_seed": noise_seed,
+        "batch": batch,
+    }
+    scores = train.new_zeros(len(dampings), len(queries), len(train))
+    for rows in torch.arange(len(queries)).split(query_block):
+        gradients = measurement_gradients(model, queries[rows], measurement=measurement, **settings)
+        make = _compressed_products if compressed else _products
+        held = {name: make(block, gradients.pop(name), dampings) for name, block in blocks.items()}
+        for columns in tqdm(
+            torch.arange(len(train)).split(train_block), desc="influence", unit="block", leave=False
+        ):
+            parts = measurement_gradients(model, train[columns], **settings)
+            for name, products in held.items():
+                scores[:, rows[:, None], columns] += products(parts[name])
+    return scores[0] if isinstance(damping, int | float) else scores

@@ -1,0 +1,154 @@
+"""Inner products of features and the ridge-regression kernel that is made of them."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from nda.errors import InputError
+
+SLICE = 1 << 16  # dimensions that are brought to float64 at a time
+
+
+def _blocks(a: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
+    return [a] if isinstance(a, Tensor) else a
+
+
+def _double(x: Float[Tensor, "example dim"]) -> Iterator[Float[Tensor, "example slice"]]:
+    """Slices of the features in float64; on the CPU if the device has none."""
+    return (
+        part.to("cpu" if part.is_mps else part.device, torch.float64) for part in x.split(SLICE, 1)
+    )
+
+
+def _inner(x: Float[Tensor, "a dim"], y: Float[Tensor, "b dim"]) -> Float[Tensor, "a b"]:
+    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
+        raise InputError(
+            f"features must be [example, dim] of one dim, not {tuple(x.shape)} and"
+            f" {tuple(y.shape)}; make both alike"
+        )
+    return torch.stack([p @ q.T for p, q in zip(_double(x), _double(y), strict=True)]).sum(0)
+
+
+def gram(
+    a: Tensor | Sequence[Tensor], b: Tensor | Sequence[Tensor] | None = None
+) -> Float[Tensor, "a b"]:
+    """Inner products of all examples of `a` with all of `b` (default: with `a` itself).
+
+    Both are features `[example, dim]`, or blocks of them in a list or on disk
+    (`nda.rivals.gradients.Blocks`): two are in memory at a time.
+    """
+    left, right = _blocks(a), _blocks(a if b is None else b)
+    rows: list[list[Tensor]] = []
+    for i, x in enumerate(tqdm(left, desc="inner products", unit="block", leave=False)):
+        mirrored = [row[i].T for row in rows] if b is None else []
+        rest = range(len(mirrored), len(right))
+        rows.append(mirrored + [_inner(x, x if b is None and j == i else right[j]) for j in rest])
+    return torch.cat([torch.cat(row, 1) for row in rows])
+
+
+def norms(a: Tensor | Sequence[Tensor]) -> Float[Tensor, "example"]:
+    """Euclidean norm of every example's features."""
+    return torch.cat(
+        [
+            torch.stack([part.square().sum(1) for part in _double(x)]).sum(0).sqrt()
+            for x in _blocks(a)
+        ]
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Kernel:
+    """The Gram matrix of the train features, decomposed once for every damping and every set of
+    queries."""
+
+    gram: Float[Tensor, "train train"]
+
+    def __post_init__(self) -> None:
+        if self.gram.ndim != 2 or self.gram.shape[0] != self.gram.shape[1] or not len(self.gram):
+            raise InputError(
+                f"gram must be [train, train], not {tuple(self.gram.shape)}; see"
+                " gram(train_features)"
+            )
+        if not torch.isfinite(self.gram).all():
+            raise InputError(
+                "gram has NaN or infinite entries; the features of some train image are broken"
+            )
+        if (
+            self.gram - self.gram.T
+        ).abs().max() > 1e-4 * self.gram.abs().max() or self.gram.diagonal().sum() <= 0:
+            raise InputError(
+                "gram must be symmetric with a positive trace; pass the inner products of the train"
+                " features with themselves"
+            )
+
+    @cached_property
+    def eigen(self) -> tuple[Float[Tensor, "eigen"], Float[Tensor, "train eigen"]]:
+        """Eigenvalues, those that rounding made negative as 0, and eigenvectors."""
+        values, vectors = torch.linalg.eigh(self.gram.double())
+        return values.clamp_min(0), vectors
+
+    def ridge(self, damping: float) -> float:
+        """λ: `damping` times the mean eigenvalue, which is the mean squared norm of the train
+        features."""
+        if not 0 < damping < math.inf:
+            raise InputError(
+                f"damping must be positive and finite, not {damping!r}; it is relative to the mean"
+                " eigenvalue"
+            )
+        return damping * self.gram.diagonal().double().mean().item()
+
+    def solve(
+        self, cross: Float[Tensor, "query train"], damping: float, power: int = 1
+    ) -> Float[Tensor, "query train"]:
+        """cross (gram + λI)⁻ᵖ: the inner products ψᵀ (ΦᵀΦ + λI)⁻ᵖ φ."""
+        values, vectors = self.eigen
+        return (
+            _checked(cross, len(values)).to(vectors)
+            @ vectors
+            / (values + self.ridge(damping)) ** power
+            @ vectors.T
+        )
+
+    def leverage(self, damping: float) -> Float[Tensor, "train"]:
+        """h_i = φ_iᵀ (ΦᵀΦ + λI)⁻¹ φ_i, in [0, 1)."""
+        values, vectors = self.eigen
+        return vectors.square() @ (values / (values + self.ridge(damping)))
+
+    def solved_norms(self, damping: float) -> Float[Tensor, "train"]:
+        """‖(ΦᵀΦ + λI)⁻¹ φ_i‖."""
+        values, vectors = self.eigen
+        return (vectors.square() @ (values / (values + self.ridge(damping)) ** 2)).sqrt()
+
+
+def _checked(cross: Tensor, train: int) -> Tensor:
+    if cross.ndim != 2 or cross.shape[1] != train:
+        raise InputError(
+            f"cross must be [query, train={train}], not {tuple(cross.shape)}; see"
+            " gram(query_features, train_features)"
+        )
+    if not torch.isfinite(cross).all():
+        raise InputError(
+            "cross has NaN or infinite entries; the features of some query or train image are"
+            " broken"
+        )
+    return cross.double()
+
+
+def _finite(values: Tensor) -> Tensor:
+    if not torch.isfinite(values).all():
+        raise InputError(
+            "residuals or errors have NaN or infinite entries; the model's weights or some train"
+            " image are broken"
+        )
+    return values.double()
+
+
+def _over(scores: Float[Tensor, "query train"], scale: Tensor) -> Float[Tensor, "query train"]:
+    """Divided by a norm; an image without a gradient scores 0."""
+    return torch.where(scale > 0, scores / scale, 0.0)

@@ -1,0 +1,35 @@
+"""Attribution by raw pixels, and the random null."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nda import rng
+from nda.errors import InputError, check_same_shape
+from nda.rivals.embeddings import embedding_scores
+
+
+def random_scores(
+    queries: Float[Tensor, "query chan row col"],
+    train: Float[Tensor, "train chan row col"],
+    *,
+    seed: int = 0,
+) -> Float[Tensor, "query train"]:
+    """The null: standard normal scores. Whatever a method scores has to be seen against it."""
+    return torch.randn(len(queries), len(train), generator=rng.generator("random scores", seed)).to(
+        train
+    )
+
+
+def pixel_scores(
+    queries: Float[Tensor, "query chan row col"],
+    train: Float[Tensor, "train chan row col"],
+    *,
+    kind: str = "dot",
+) -> Float[Tensor, "query train"]:
+    """Inner product of raw pixels in [-1, 1], not centred (`"dot"`), or of pixels scaled to unit
+    norm (`"cosine"`). Source: D-TRAK, App. C."""
+    check_same_shape(queries, train)
+    if kind not in ("dot", "cosine"):
+        raise InputError(f"kind must be 'dot' or 'cosine', not {kind!r}")
+    return embedding_scores(queries.flatten(1), train.flatten(1), normalise=kind == "cosine")
