@@ -46,9 +46,13 @@ def gram(
     left, right = _blocks(a), _blocks(a if b is None else b)
     rows: list[list[Tensor]] = []
     for i, x in enumerate(tqdm(left, desc="inner products", unit="block", leave=False)):
-        mirrored = [row[i].T for row in rows] if b is None else []
-        rest = range(len(mirrored), len(right))
-        rows.append(mirrored + [_inner(x, x if b is None and j == i else right[j]) for j in rest])
+        if b is None:
+            own = _inner(x, x)
+            # rounding may differ across the diagonal: a matrix product adds in an order of its own
+            row = [row[i].T for row in rows] + [(own + own.T) / 2]
+        else:
+            row = []
+        rows.append(row + [_inner(x, right[j]) for j in range(len(row), len(right))])
     return torch.cat([torch.cat(row, 1) for row in rows])
 
 
