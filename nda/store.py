@@ -20,6 +20,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from nda.errors import InputError
+from nda.places import home, shared
 
 VERSIONS = {name: version(name) for name in ("torch", "diffusers", "numpy")} | {
     "python": platform.python_version()
@@ -36,16 +37,6 @@ NOTEBOOKS = {
     "effects": "05_nda, 06_similarity, 07_gradients and 08_influence",
 }
 Value = Tensor | Mapping[str, Tensor] | pd.DataFrame
-
-
-def home() -> Path:
-    """The folder that holds `data/` and `book/runs/`: `NDA_HOME`, else the repository, else the
-    working directory."""
-    repository = Path(__file__).resolve().parent.parent
-    return Path(
-        os.environ.get("NDA_HOME")
-        or (repository if (repository / "notebooks").is_dir() else Path.cwd())
-    )
 
 
 class Store:
@@ -74,7 +65,7 @@ class Store:
     @classmethod
     def shipped(cls, profile: str) -> "Store":
         """`data/results/<profile>/` of the repository itself, wherever `NDA_HOME` points."""
-        return cls(Path(__file__).resolve().parent.parent / "data" / "results" / profile)
+        return cls(shared("results") / profile)
 
     def __contains__(self, name: str) -> bool:
         return self._sidecar(name).exists()

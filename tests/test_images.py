@@ -247,7 +247,7 @@ def test_whatever_pillow_raises_skips_one_file(folder, monkeypatch):
             )  # Pillow on a damaged EXIF block
         return np.zeros((8, 8, 3), np.uint8)
 
-    monkeypatch.setattr(images, "read", damaged)
+    monkeypatch.setattr(folders, "read", damaged)
     with pytest.warns(UserWarning, match="03.png"):
         assert len(load(str(folder), split="train", size=8).skipped) == 2
 

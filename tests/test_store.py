@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from nda import rng
 from nda.errors import InputError
-from nda.store import NOTEBOOKS, Store, home
+from nda.places import home
+from nda.store import NOTEBOOKS, Store
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TENSOR = torch.randn(3, 4, generator=rng.generator("store"))

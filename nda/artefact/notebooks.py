@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from nda.errors import InputError
-from nda.store import Store, home
+from nda.places import home, shared
+from nda.store import Store
 
 if TYPE_CHECKING:
     from nda.evidence.retrain import Plan
 
 
-SOURCES = Path(__file__).resolve().parents[2] / "notebooks"
+SOURCES = shared("notebooks")
 
 
 def notebooks() -> list[str]:

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nda.data.folders import _folder, cache
+from nda.data.folders import _folder
 from nda.data.pixels import Images, _finish, resize
 from nda.errors import InputError
+from nda.places import cache
 
 CIFAR_CLASSES = (
     "airplane",

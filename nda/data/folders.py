@@ -16,13 +16,9 @@ from tqdm import tqdm
 
 from nda.data.pixels import Images, _finish, resize
 from nda.errors import InputError
+from nda.places import cache
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
-
-
-def cache() -> Path:
-    """Where unpacked archives and downloads are kept: `NDA_CACHE`, else `~/.cache/nda`."""
-    return Path(os.environ.get("NDA_CACHE") or Path.home() / ".cache" / "nda")
 
 
 def unpack(place: Path) -> Path:

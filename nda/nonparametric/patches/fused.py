@@ -28,6 +28,7 @@ from torch import Tensor
 
 from nda.nonparametric.patches.posterior import Posterior
 from nda.nonparametric.patches.windows import Windows
+from nda.places import cache as cache_folder
 
 SOURCE = Path(__file__).with_name("fused.cpp")
 # Not -ffast-math: a library built with it makes the whole process flush small numbers to zero.
@@ -133,7 +134,7 @@ def compiled() -> ctypes.CDLL | None:
         key = hashlib.sha256(
             SOURCE.read_bytes() + repr(FLAGS).encode() + target.encode()
         ).hexdigest()[:16]
-        folder = Path(os.environ.get("NDA_CACHE") or Path.home() / ".cache" / "nda")
+        folder = cache_folder()
         path = folder / f"fused-{key}.so"
         if not path.exists():
             folder.mkdir(parents=True, exist_ok=True)
