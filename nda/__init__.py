@@ -39,7 +39,7 @@ _FILES = {
     "store": ["Store"],
 }
 _FILE = {name: f"nda.{file}" for file, names in _FILES.items() for name in names}
-__all__ = sorted(_FILE)  # noqa: PLE0605
+__all__ = sorted(_FILE)
 
 
 def __getattr__(name: str) -> Any:
