@@ -10,10 +10,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nda.errors import InputError
-from nda.evidence import lds
-from nda.evidence.truth import CHOOSE, FAMILIES, REPORT, group_effects
+from nda.evidence.truth import FAMILIES, Truth
 from nda.methods import METHODS
-from nda.store import Store
 
 DAMPINGS = tuple(10 ** (k / 2) for k in range(-10, 7))  # 1e-5 … 1e3 of the mean eigenvalue
 
@@ -25,44 +23,58 @@ def damping_path(
     **options: Any,
 ) -> Iterator[tuple[float, Float[Tensor, "query train"]]]:
     """Each damping with `method(*inputs, damping=…, **options)`, one after the other; the kernel
-    among the inputs is decomposed once."""
+    among the inputs is decomposed once.
+
+    Args:
+        method: a function that scores.
+        inputs: what it takes.
+        dampings: those that are tried.
+        options: what else it takes.
+
+    Yields:
+        A damping and the scores at it.
+    """
     for damping in tqdm(dampings, desc="damping", leave=False):
         yield damping, method(*inputs, damping=damping, **options)
 
 
 def lds_path(
-    path: Mapping[float, Float[Tensor, "query train"]], queries: str, results: Store
+    path: Mapping[float, Float[Tensor, "query train"]], truths: Mapping[str, Truth]
 ) -> pd.DataFrame:
-    """Mean LDS in percent of every damping's scores of the `queries` called "val" or "gen": columns
-    `select` and `report`, index damping.
+    """Mean LDS of every damping's scores, on `select` and on `report`.
 
-    Truth is the mean of `losses/<family>-<queries>` over seeds and timesteps, groups are
-    `masks/<family>`. Each column has its own half of the validation queries; Journey-TRAK, which
-    has only generated ones, chooses on all of them. Raises InputError.
+    Args:
+        path: the scores of all queries by damping.
+        truths: of `nda.evidence.truth.truths`, about these queries. Each family has its own half
+            of the validation queries; Journey-TRAK, which has only generated ones, chooses on all.
+
+    Returns:
+        Columns `select` and `report`, in percent, index damping.
+
+    Raises:
+        InputError: if there is no damping, or if scores do not fit.
     """
     if not path:
         raise InputError(
             "path is empty; pass the scores of at least one damping, for example"
             " dict(nda.rivals.trak.damping_path(…))"
         )
-    columns = {}
-    for family in FAMILIES:
-        part = CHOOSE if (family, queries) == ("select", "val") else REPORT[queries]
-        masks = results.load(f"masks/{family}", "subset train")
-        truth = (
-            results.load(f"losses/{family}-{queries}", "subset seed query group")[:, :, part]
-            .double()
-            .mean((1, 3))
-        )
-        columns[family] = [
-            100 * lds.lds(group_effects(scores[part], masks), truth).mean().item()
-            for scores in path.values()
-        ]
+    columns = {
+        family: [100 * truth.lds(truth.effects(s)).mean().item() for s in path.values()]
+        for family, truth in truths.items()
+    }
     return pd.DataFrame(columns, pd.Index(list(path), name="damping", dtype=float))
 
 
 def chosen(path: pd.DataFrame) -> float:
-    """The damping with the best LDS on `select`; of equals, the first."""
+    """The damping with the best LDS on `select`; of equals, the first.
+
+    Args:
+        path: a table of `lds_path`.
+
+    Returns:
+        The damping.
+    """
     return path.index.tolist()[_best(path, "select")]
 
 
@@ -71,16 +83,20 @@ def _best(path: pd.DataFrame, family: str) -> int:
 
 
 def choices(paths: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFrame:
-    """One row per method and queries: the damping chosen on `select` with its LDS, and beside it
-    the oracle's, chosen on `report` itself.
-
-    paths: tables of `lds_path` by (method, queries). The oracle is what D-TRAK's tables show; it
+    """One row per method and kind of queries: the damping chosen on `select` with its LDS, and
+    beside it the oracle's, chosen on `report` itself. The oracle is what D-TRAK's tables show; it
     sees the answers and is for comparison.
+
+    Args:
+        paths: tables of `lds_path` by (method, which), the latter "val" or "gen".
+
+    Returns:
+        The choices, for a reader.
     """
     rows = {}
-    for (method, queries), path in paths.items():
+    for (method, which), path in paths.items():
         dampings, (here, oracle) = path.index.tolist(), (_best(path, family) for family in FAMILIES)
-        rows[METHODS[method].label if method in METHODS else method, queries] = {
+        rows[METHODS[method].label if method in METHODS else method, which] = {
             "damping": f"{dampings[here]:.0e}",
             "LDS on select, %": f"{path['select'].iloc[here]:.1f}",
             "LDS on report, %": f"{path['report'].iloc[here]:.1f}",

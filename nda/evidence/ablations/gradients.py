@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from nda.errors import InputError
 from nda.evidence import tuning
-from nda.evidence.truth import lds_row
+from nda.evidence.truth import Truth, lds_row, truths
 from nda.model import outputs
 from nda.model.outputs import uniform_timesteps
 from nda.rivals import das, trak
@@ -199,7 +199,7 @@ def _name(readout: Readout, projection: Projection | None) -> str:
 def tuned_scores(
     products: Mapping[str, Tensor],
     near: Mapping[str, Bool[Tensor, "query train"]],
-    results: Store,
+    truth: Mapping[str, Truth],
     *,
     dampings: Sequence[float] = tuning.DAMPINGS,
 ) -> tuple[float, dict[str, Float[Tensor, "query train"]]]:
@@ -207,7 +207,7 @@ def tuned_scores(
     validation queries, and the scores at it.
 
     products: of `inner_products`, DAS's if they have a residual. near: the candidates of each kind
-    of queries; the others score 0.
+    of queries; the others score 0. truth: of `nda.evidence.truth.truths`, about validation queries.
     """
     kernel = Kernel(products["train"])
     method: Callable[..., Tensor] = das.das_scores if "residual" in products else trak.trak_scores
@@ -218,7 +218,7 @@ def tuned_scores(
             method, products["val"], *rest, dampings=dampings
         )
     }
-    damping = tuning.chosen(tuning.lds_path(path, "val", results))
+    damping = tuning.chosen(tuning.lds_path(path, truth))
     return damping, {
         kind: method(products[kind], *rest, damping=damping) * near[kind] for kind in KINDS
     }
@@ -243,6 +243,7 @@ def table(
     damping, chosen by `tuned_scores`, but where the damping is ablated. A killed run goes on by the
     same call, from the inner products in `store`. Raises InputError.
     """
+    known = {kind: truths(results, kind) for kind in KINDS}
     tried = list(variants(readout, projection, ks=ks, dims=dims, shares=shares))
     images = {kind: store.load(kind, "image chan row col") for kind in ("train", *KINDS)}
     alike: dict[Readout, list[Variant]] = {}  # variants that share their gradients
@@ -258,9 +259,9 @@ def table(
                 kind: candidates(images[kind], images["train"], variant.share) for kind in KINDS
             }
             _, scores = tuned_scores(
-                products[variant.projection], near, results, dampings=variant.dampings
+                products[variant.projection], near, known["val"], dampings=variant.dampings
             )
-            rows |= {(variant, kind): lds_row(scores[kind], kind, results) for kind in KINDS}
+            rows |= {(variant, kind): lds_row(scores[kind], known[kind]) for kind in KINDS}
     found = (
         {"ablation": name, "setting": to, "queries": kind} | rows[v, kind]
         for name, to, v in tried
