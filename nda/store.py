@@ -306,3 +306,8 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
             tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
         )
     return made.hexdigest()
+
+
+def digest_json(value: Any) -> str:
+    """The sha256 of plain values, whatever the order of their keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,6 +1,5 @@
 """What retraining says, and how predictions are held against it."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,6 +8,7 @@ from torch import Tensor
 
 from nda.errors import InputError
 from nda.evidence import lds
+from nda.methods import Result
 from nda.store import Store
 
 # Settings are chosen on validation queries of even number and reported on those of odd number;
@@ -38,30 +38,26 @@ def group_effects(
     return masks.cpu().double() @ scores.cpu().double().T
 
 
-def record(
-    method: str,
-    queries: str,
-    scores: Float[Tensor, "query train"],
-    *,
-    store: Store,
-    results: Store,
-    parameters: Mapping[str, Any],
-    seconds: float,
-) -> None:
-    """Keep a method's scores of the `queries` called "val" or "gen": `scores/<method>-<queries>` in
-    the working store, and `effects/<method>-<queries>` `[subset, query]` on the `report` masks
-    among the results."""
-    name = f"{method}-{queries}"
-    made: dict[str, Any] = {"parameters": parameters, "seconds": seconds}
-    effects = group_effects(scores, results.load("masks/report", "subset train"))
+def record(result: Result, *, store: Store, results: Store) -> None:
+    """Keep what a method found: `scores/<name>` in the working store and `effects/<name>`
+    `[subset, query]`, on the `report` masks, among the results, each with the record that the
+    method has written.
+
+    Args:
+        result: of `nda.methods.Method.score`.
+        store: the working store.
+        results: the results store, with `masks/report`.
+    """
+    made: dict[str, Any] = {"parameters": result.parameters, "seconds": result.seconds}
+    effects = group_effects(result.scores, results.load("masks/report", "subset train"))
     store.save(
-        f"scores/{name}", scores, axes="query train", inputs=store.sha256("train", queries), **made
+        f"scores/{result.name}", result.scores, axes="query train", inputs=result.inputs, **made
     )
     results.save(
-        f"effects/{name}",
+        f"effects/{result.name}",
         effects.float(),
         axes="subset query",
-        inputs=results.sha256("masks/report"),
+        inputs={**results.sha256("masks/report"), **result.inputs},
         **made,
     )
 

@@ -1,33 +1,18 @@
 """Choose a damping on the `select` subsets, report it on the `report` subsets, and show what the
 oracle would have chosen."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
 from nda.errors import InputError
 from nda.evidence import lds
 from nda.evidence.truth import CHOOSE, FAMILIES, REPORT, group_effects
 from nda.methods import METHODS
+from nda.rivals.kernel import Choice
 from nda.store import Store
-
-DAMPINGS = tuple(10 ** (k / 2) for k in range(-10, 7))  # 1e-5 … 1e3 of the mean eigenvalue
-
-
-def damping_path(
-    method: Callable[..., Tensor],
-    *inputs: Any,
-    dampings: Sequence[float] = DAMPINGS,
-    **options: Any,
-) -> Iterator[tuple[float, Float[Tensor, "query train"]]]:
-    """Each damping with `method(*inputs, damping=…, **options)`, one after the other; the kernel
-    among the inputs is decomposed once."""
-    for damping in tqdm(dampings, desc="damping", leave=False):
-        yield damping, method(*inputs, damping=damping, **options)
 
 
 def lds_path(
@@ -43,7 +28,7 @@ def lds_path(
     if not path:
         raise InputError(
             "path is empty; pass the scores of at least one damping, for example"
-            " dict(nda.rivals.trak.damping_path(…))"
+            " nda.rivals.kernel.damping_path(…)"
         )
     columns = {}
     for family in FAMILIES:
@@ -64,6 +49,26 @@ def lds_path(
 def chosen(path: pd.DataFrame) -> float:
     """The damping with the best LDS on `select`; of equals, the first."""
     return path.index.tolist()[_best(path, "select")]
+
+
+def chooser(results: Store) -> Callable[[Mapping[float, Tensor], str], Choice]:
+    """How a bench chooses a damping: by the best LDS on the `select` subsets, for the choosing half
+    of the validation queries, or for all generated ones.
+
+    Args:
+        results: masks and losses.
+
+    Returns:
+        A function of the scores of every damping and the name of their queries, for
+        `nda.rivals.bench.Bench`.
+    """
+
+    def choose(path: Mapping[float, Float[Tensor, "query train"]], which: str) -> Choice:
+        table = lds_path(path, which, results)
+        on = "choosing half of val" if which == "val" else f"all of {which}"
+        return Choice(chosen(table), f"select, {on}", table)
+
+    return choose
 
 
 def _best(path: pd.DataFrame, family: str) -> int:
