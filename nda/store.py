@@ -402,9 +402,8 @@ def plain(values: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(dict(values)))
 
 
-def digest_json(values: Mapping[str, Any]) -> str:
-    """The sha256 of a mapping of plain values, whatever the order of its keys: of a recipe, for
-    example.
+def digest_json(values: Any) -> str:
+    """The sha256 of plain values, whatever the order of their keys: of a recipe, for example.
 
     Args:
         values: whatever JSON can hold.

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nda.errors import InputError
 from nda.evidence import lds
+from nda.methods import Result
 from nda.store import Store
 
 # Settings are chosen on validation queries of even number and reported on those of odd number;
@@ -323,29 +324,26 @@ def lds_row(
     return {name: 100 * value for name, value in row.items()}
 
 
-def record(
-    method: str,
-    queries: str,
-    scores: Float[Tensor, "query train"],
-    *,
-    store: Store,
-    results: Store,
-    parameters: Mapping[str, Any],
-    seconds: float,
-) -> None:
-    """Keep a method's scores of the `queries` called "val" or "gen": `scores/<method>-<queries>` in
-    the working store, and `effects/<method>-<queries>` `[subset, query]` on the `report` masks
-    among the results."""
-    name = f"{method}-{queries}"
-    made: dict[str, Any] = {"parameters": parameters, "seconds": seconds}
-    effects = group_effects(scores, results.load("masks/report", "subset train"))
-    store.save(
-        f"scores/{name}", scores, axes="query train", inputs=store.sha256("train", queries), **made
+def record(result: Result, *, store: Store, results: Store) -> None:
+    """Keep what a method found: `scores/<name>` in the working store and `effects/<name>`
+    `[subset, query]`, on the `report` masks, among the results, each with the record that the
+    method has written.
+
+    Args:
+        result: of `nda.methods.Method.score`.
+        store: the working store.
+        results: the results store, with `masks/report`.
+    """
+    made: dict[str, Any] = {"parameters": result.parameters, "seconds": result.seconds}
+    masks = results.used_as("results").load("masks/report", "subset train")
+    effects = group_effects(result.scores, masks)
+    store.used_as("working").save(
+        f"scores/{result.name}", result.scores, axes="query train", inputs=result.inputs, **made
     )
     results.save(
-        f"effects/{name}",
+        f"effects/{result.name}",
         effects.float(),
         axes="subset query",
-        inputs=results.sha256("masks/report"),
+        inputs={**results.sha256("masks/report"), **result.inputs},
         **made,
     )

@@ -1,41 +1,17 @@
 """Choose a damping on the `select` subsets, report it on the `report` subsets, and show what the
 oracle would have chosen."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
 from nda.errors import InputError
-from nda.evidence.truth import FAMILIES, Truth
+from nda.evidence.truth import FAMILIES, Truth, truths
 from nda.methods import METHODS
-
-DAMPINGS = tuple(10 ** (k / 2) for k in range(-10, 7))  # 1e-5 … 1e3 of the mean eigenvalue
-
-
-def damping_path(
-    method: Callable[..., Tensor],
-    *inputs: Any,
-    dampings: Sequence[float] = DAMPINGS,
-    **options: Any,
-) -> Iterator[tuple[float, Float[Tensor, "query train"]]]:
-    """Each damping with `method(*inputs, damping=…, **options)`, one after the other; the kernel
-    among the inputs is decomposed once.
-
-    Args:
-        method: a function that scores.
-        inputs: what it takes.
-        dampings: those that are tried.
-        options: what else it takes.
-
-    Yields:
-        A damping and the scores at it.
-    """
-    for damping in tqdm(dampings, desc="damping", leave=False):
-        yield damping, method(*inputs, damping=damping, **options)
+from nda.rivals.kernel import Choice
+from nda.store import Store
 
 
 def lds_path(
@@ -57,7 +33,7 @@ def lds_path(
     if not path:
         raise InputError(
             "path is empty; pass the scores of at least one damping, for example"
-            " dict(nda.rivals.trak.damping_path(…))"
+            " nda.rivals.kernel.damping_path(…)"
         )
     columns = {
         family: [100 * truth.lds(truth.effects(s)).mean().item() for s in path.values()]
@@ -76,6 +52,26 @@ def chosen(path: pd.DataFrame) -> float:
         The damping.
     """
     return path.index.tolist()[_best(path, "select")]
+
+
+def chooser(results: Store) -> Callable[[Mapping[float, Tensor], str], Choice]:
+    """How a bench chooses a damping: by the best LDS on the `select` subsets, for the choosing half
+    of the validation queries, or for all generated ones.
+
+    Args:
+        results: masks and losses.
+
+    Returns:
+        A function of the scores of every damping and the name of their queries, for
+        `nda.rivals.bench.Bench`.
+    """
+
+    def choose(path: Mapping[float, Float[Tensor, "query train"]], which: str) -> Choice:
+        table = lds_path(path, truths(results, which))
+        on = "choosing half of val" if which == "val" else f"all of {which}"
+        return Choice(chosen(table), f"select, {on}", table)
+
+    return choose
 
 
 def _best(path: pd.DataFrame, family: str) -> int:
