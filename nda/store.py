@@ -172,6 +172,7 @@ class Store:
         parameters: Mapping[str, Any] | None = None,
         inputs: Mapping[str, str] | None = None,
         seconds: float | None = None,
+        notes: Mapping[str, Any] | None = None,
     ) -> None:
         """Write `value` under `name`. If it fails, the folder is as before.
 
@@ -184,6 +185,7 @@ class Store:
             inputs: `{name: sha256}` of what it was computed from (see `sha256`); a result that is
                 already there from other inputs is not overwritten either.
             seconds: wall-clock time it took.
+            notes: what else is worth knowing of how it was computed; not compared.
 
         Raises:
             InputError: if there is one with other parameters or from other inputs, if the axes do
@@ -204,6 +206,7 @@ class Store:
             "sha256": hashlib.sha256(payload).hexdigest(),
             **made,
             "seconds": seconds,
+            **({"notes": dict(notes)} if notes else {}),
             "versions": VERSIONS,
             "written": datetime.now(UTC).isoformat(timespec="seconds"),
         }
@@ -250,6 +253,7 @@ class Store:
         parameters: Mapping[str, Any],
         inputs: Mapping[str, str],
         seconds: float | None | Literal["measured"] = "measured",
+        notes: Mapping[str, Any] | None = None,
     ) -> Any:
         """What is under `name` if it was computed with these parameters from these inputs; if not,
         what `make` returns, saved there.
@@ -263,6 +267,7 @@ class Store:
             parameters: as in `save`.
             inputs: as in `save`.
             seconds: what it took, where that is not the time that `make` takes now.
+            notes: as in `save`; `make` may fill them.
 
         Returns:
             The result.
@@ -270,8 +275,9 @@ class Store:
         if not self.matches(name, parameters, inputs):
             started, value = perf_counter(), make()
             took = perf_counter() - started if seconds == "measured" else seconds
+            made = {"parameters": parameters, "inputs": inputs, "seconds": took, "notes": notes}
             self.delete(name)
-            self.save(name, value, axes=axes, parameters=parameters, inputs=inputs, seconds=took)
+            self.save(name, value, axes=axes, **made)
         return self.load(name)
 
     def load(self, name: str, axes: str | None = None) -> Any:
