@@ -32,7 +32,7 @@ class Readout:
     """What is differentiated: a model output at some timesteps, averaged over them and over noise
     draws.
 
-    model_output: `"loss"` (mean squared error of the predicted noise), `"weighted_loss"` (times the
+    model_output: `"loss"` (mean squared error of the predicted noise), `"elbo_loss"` (times the
     ELBO weight), `"output_norm"` and `"output_mean"` (mean square and mean of the prediction over
     pixels), `"l1"` and `"l2"` (its norms, sums over pixels). draws: noise images per timestep; each
     is named (`noise_seed`, timestep, draw) and common to all examples, train and query. unit_norm:
@@ -66,6 +66,8 @@ class Readout:
             )
         for timestep in self.timesteps:
             check_timestep(timestep)
+        for name in ("timesteps", "parts"):  # lists, as JSON has them, could not be looked up
+            object.__setattr__(self, name, tuple(getattr(self, name)))
 
     def noise(self, shape: Sequence[int]) -> Float[Tensor, "timestep draw chan row col"]:
         """The noise images that all examples share."""
