@@ -7,14 +7,12 @@ from time import perf_counter
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import UNet2DModel
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import Module
 
 from nda.errors import InputError
-from nda.model import sampling
 from nda.model.outputs import denoising_losses
-from nda.model.unet import Recipe, load_model
 from nda.rivals.gradients import Readout
 from nda.rivals.inner_products import Products, Side, Source, collect
 from nda.rivals.kernel import Choice
@@ -57,7 +55,7 @@ class Bench:
         self.choices: dict[str, Choice] = {}  # by method and settings
         self._choose = choose
         self._images: dict[str, Tensor] = {}
-        self._models: dict[str, UNet2DModel] = {}
+        self._models: dict[str, Module] = {}
         self._products: dict[Source, dict[str, Products]] = {}
         self._made: dict[Hashable, tuple[Any, float]] = {}
 
@@ -93,17 +91,13 @@ class Bench:
             )
         return self._choose(path, which)
 
-    @cached_property
-    def recipe(self) -> Recipe:
-        """How the model was made."""
-        return Recipe.parse(self.store.info("model")["parameters"]["recipe"])
-
     @property
     def checkpoints(self) -> list[str]:
         """Names of the weights that were kept on the way, the last of them `model`."""
-        return [f"model-{round(100 * part)}" for part in self.recipe.checkpoints[:-1]] + ["model"]
+        parts = self._recipe.checkpoints[:-1]
+        return [f"model-{round(100 * part)}" for part in parts] + ["model"]
 
-    def model(self, weights: str = "model") -> UNet2DModel:
+    def model(self, weights: str = "model") -> Module:
         """The model, ready to evaluate.
 
         Args:
@@ -112,11 +106,18 @@ class Bench:
         Returns:
             It, on the device.
         """
+        from nda.model.unet import load_model
+
         if weights not in self._models:
-            loaded = self.store.load(weights)
-            shape = self.images("train").shape
-            self._models[weights] = load_model(loaded, self.recipe, shape, self.device)
+            loaded, shape = self.store.load(weights), self.images("train").shape
+            self._models[weights] = load_model(loaded, self._recipe, shape, self.device)
         return self._models[weights]
+
+    @cached_property
+    def _recipe(self) -> Any:
+        from nda.model.unet import Recipe  # with diffusers, which takes seconds to import
+
+        return Recipe.parse(self.store.info("model")["parameters"]["recipe"])
 
     def collect(
         self, readout: Readout, projections: Sequence[Projection | None], weights: str = "model"
@@ -161,6 +162,8 @@ class Bench:
         Returns:
             Clean images, timesteps of the steps, and the seconds that it took.
         """
+        from nda.model import sampling
+
         n = len(self.images("gen"))
         made = partial(sampling.journey, self.model(), n, steps=steps)
         (clean, times), seconds = self.once(("journey", steps), made)
