@@ -221,6 +221,18 @@ class Result:
         }
 
 
+def family(name: str) -> list[Method]:
+    """The methods of one page of the book, in their order.
+
+    Args:
+        name: such as "nda" or "gradients".
+
+    Returns:
+        Those of the catalogue.
+    """
+    return [method for method in METHODS.values() if method.family == name]
+
+
 def recorded(results: Store, which: str) -> dict[str, Method]:
     """The methods of a results folder, in the order of the tables, by the name that they are
     recorded under; what they are is read from their sidecars.

@@ -54,9 +54,6 @@ class Bench:
         self.store, self.parameters, self.device = store, parameters, torch.device(device)
         self.choices: dict[str, Choice] = {}  # by method and settings
         self._choose = choose
-        self._images: dict[str, Tensor] = {}
-        self._models: dict[str, Module] = {}
-        self._products: dict[Source, dict[str, Products]] = {}
         self._made: dict[Hashable, tuple[Any, float]] = {}
 
     def images(self, kind: str) -> Float[Tensor, "image chan row col"]:
@@ -68,9 +65,11 @@ class Bench:
         Returns:
             Them, on the device.
         """
-        if kind not in self._images:
-            self._images[kind] = self.store.load(kind, "image chan row col").to(self.device)
-        return self._images[kind]
+
+        def load() -> Tensor:
+            return self.store.load(kind, "image chan row col").to(self.device)
+
+        return self.once(("images", kind), load)[0]
 
     def choose(self, path: Mapping[float, Float[Tensor, "query train"]], which: str) -> Choice:
         """The damping of a path of scores.
@@ -106,12 +105,14 @@ class Bench:
         Returns:
             It, on the device.
         """
-        from nda.model.unet import load_model
 
-        if weights not in self._models:
-            loaded, shape = self.store.load(weights), self.images("train").shape
-            self._models[weights] = load_model(loaded, self._recipe, shape, self.device)
-        return self._models[weights]
+        def load() -> Module:
+            from nda.model.unet import load_model
+
+            shape = self.images("train").shape
+            return load_model(self.store.load(weights), self._recipe, shape, self.device)
+
+        return self.once(("model", weights), load)[0]
 
     @cached_property
     def _recipe(self) -> Any:
@@ -146,10 +147,8 @@ class Bench:
         Returns:
             Those of the queries with the train images.
         """
-        if source not in self._products:
-            p = source.projection
-            self._products[source] = self.collect(source.readout, [p], source.weights)[p]
-        return self._products[source][which]
+        make = partial(self.collect, source.readout, [source.projection], source.weights)
+        return self.once(source, make)[0][source.projection][which]
 
     def journey(
         self, steps: int
