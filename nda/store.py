@@ -173,6 +173,7 @@ class Store:
         parameters: Mapping[str, Any] | None = None,
         inputs: Mapping[str, str] | None = None,
         seconds: float | None = None,
+        notes: Mapping[str, Any] | None = None,
     ) -> None:
         """Write `value` under `name`. If it fails, the folder is as before.
 
@@ -185,6 +186,7 @@ class Store:
             inputs: `{name: sha256}` of what it was computed from (see `sha256`); a result that is
                 already there from other inputs is not overwritten either.
             seconds: wall-clock time it took.
+            notes: what else is worth knowing of how it was computed; not compared.
 
         Raises:
             InputError: if there is one with other parameters or from other inputs, if the axes do
@@ -205,6 +207,7 @@ class Store:
             "sha256": hashlib.sha256(payload).hexdigest(),
             **made,
             "seconds": seconds,
+            **({"notes": dict(notes)} if notes else {}),
             "versions": VERSIONS,
             "written": datetime.now(UTC).isoformat(timespec="seconds"),
         }
@@ -251,6 +254,7 @@ class Store:
         parameters: Mapping[str, Any],
         inputs: Mapping[str, str],
         seconds: float | None | Literal["measured"] = "measured",
+        notes: Mapping[str, Any] | None = None,
     ) -> Any:
         """What is under `name` if it was computed with these parameters from these inputs; if not,
         what `make` returns, saved there.
@@ -264,6 +268,7 @@ class Store:
             parameters: as in `save`.
             inputs: as in `save`.
             seconds: what it took, where that is not the time that `make` takes now.
+            notes: as in `save`; `make` may fill them.
 
         Returns:
             The result.
@@ -271,8 +276,9 @@ class Store:
         if not self.matches(name, parameters, inputs):
             started, value = perf_counter(), make()
             took = perf_counter() - started if seconds == "measured" else seconds
+            made = {"parameters": parameters, "inputs": inputs, "seconds": took, "notes": notes}
             self.delete(name)
-            self.save(name, value, axes=axes, parameters=parameters, inputs=inputs, seconds=took)
+            self.save(name, value, axes=axes, **made)
         return self.load(name)
 
     def load(self, name: str, axes: str | None = None) -> Any:
@@ -286,17 +292,10 @@ class Store:
             The result.
 
         Raises:
-            InputError: if it is missing, was changed on disk, has other axes than asked for, or was
-                computed from inputs that have been replaced since.
+            InputError: if it is missing or was changed on disk (see `read`), has other axes than
+                asked for, or was computed from inputs that have been replaced since.
         """
-        info = self.info(name)
-        path = self._path(name, ".csv" if info["kind"] == "table" else ".safetensors")
-        payload = path.read_bytes() if path.exists() else b""
-        if hashlib.sha256(payload).hexdigest() != info["sha256"]:
-            raise InputError(
-                f"{path} does not match the sha256 in its sidecar; delete both and compute {name}"
-                " again"
-            )
+        info, payload = self.info(name), self.read(name)
         if axes is not None and info["axes"] != axes:
             raise InputError(
                 f"{name} in {self.folder} has axes {info['axes']!r}, not {axes!r}; it is from"
@@ -309,6 +308,28 @@ class Store:
                 " compute it again"
             )
         return _decode(info["kind"], payload)
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a result, which are those that were written.
+
+        Args:
+            name: of the result.
+
+        Returns:
+            The file's content.
+
+        Raises:
+            InputError: if the result is missing or was changed on disk.
+        """
+        info = self.info(name)
+        path = self._path(name, ".csv" if info["kind"] == "table" else ".safetensors")
+        payload = path.read_bytes() if path.exists() else b""
+        if hashlib.sha256(payload).hexdigest() != info["sha256"]:
+            raise InputError(
+                f"{path} does not match the sha256 in its sidecar; delete both and compute {name}"
+                " again"
+            )
+        return payload
 
     def sha256(self, *names: str) -> dict[str, str]:
         """`{name: sha256}`, to be passed as `inputs` of what is computed from them.
