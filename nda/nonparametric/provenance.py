@@ -5,13 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from nda.errors import InputError
-from nda.nonparametric.patches import Windows, patch_posterior
-from nda.nonparametric.patches.windows import exact
+from nda.nonparametric.patches import Posterior, Windows, noised, patch_posterior
 from nda.schedule import sigma, signal
 
 
@@ -92,13 +90,10 @@ def used_pixels(
     )
 
 
-def _posterior(query: Tensor, train: Tensor, options: dict[str, Any]) -> tuple[Windows, Any]:
+def _posterior(query: Tensor, train: Tensor, options: dict[str, Any]) -> tuple[Windows, Posterior]:
+    named = {k: v for k, v in options.items() if k in ("patch", "coarse", "borders")}
     posterior = patch_posterior(query[None], train, **options, top_k=None)
-    names = ("patch", "coarse", "borders")
-    return (
-        Windows(train.shape[2], train.shape[3], **{k: v for k, v in options.items() if k in names}),
-        posterior,
-    )
+    return Windows(train.shape[2], train.shape[3], **named), posterior
 
 
 def _logits(
@@ -110,17 +105,10 @@ def _logits(
 ) -> Float[Tensor, "u position"]:
     """-d²/2σ² between the query's patches at `positions` and all patches of one image; -inf where
     they may not meet."""
-    timestep, noise = options["timestep"], options.get("noise")
-    noisy = signal(timestep) * query + (0 if noise is None else sigma(timestep) * noise.to(query))
-    x, y = [
-        F.unfold(windows.prepare(exact(v)[None]), windows.taps, dilation=windows.step)[0].T
-        for v in (noisy, signal(timestep) * image)
-    ]
-    kinds = [
-        torch.cat([torch.full((len(band),), i) for i, band in enumerate(axis)])
-        for axis in windows.bands()
-    ]
-    kind = (kinds[0][:, None] * windows.width + kinds[1]).flatten().to(image.device)
+    timestep = options["timestep"]
+    noisy = noised(query[None], timestep, options.get("noise"))
+    (x,), (y,) = windows.take(noisy), windows.take(signal(timestep) * image[None])
+    kinds = windows.kinds().to(image.device)
     distance = torch.stack([(y - patch).square().sum(1) for patch in x[positions]])
     logits = -distance / (2 * sigma(timestep) ** 2 * options.get("temperature", 1.0))
-    return torch.where(kind[positions][:, None] == kind, logits, -torch.inf)
+    return torch.where(kinds[positions][:, None] == kinds, logits, -torch.inf)
