@@ -20,7 +20,7 @@ def mnist(split: str, size: int) -> Images:
 
     Args:
         split: `"train"` or `"test"`.
-        size: Side of the images in pixels.
+        size: side of the images in pixels.
 
     Returns:
         The images, sorted by class.
@@ -44,8 +44,8 @@ def cifar10(split: str, size: int, root: str | Path | None = None) -> Images:
 
     Args:
         split: `"train"` or `"test"`.
-        size: Side of the images in pixels.
-        root: A folder with torchvision's copy, or an image folder or an archive of one; default:
+        size: side of the images in pixels.
+        root: a folder with torchvision's copy, or an image folder or an archive of one; default:
             the environment variable `NDA_DATA`, else torchvision's copy in the cache folder,
             downloaded if need be.
 
@@ -53,7 +53,7 @@ def cifar10(split: str, size: int, root: str | Path | None = None) -> Images:
         The images.
 
     Raises:
-        InputError: If the place does not exist, or has no copy and none can be downloaded.
+        InputError: if the place does not exist, or has no copy and none can be downloaded.
     """
     from torchvision.datasets import CIFAR10
 

@@ -13,7 +13,7 @@ def fingerprints(pixels: Float[Tensor, "image chan row col"]) -> Float[Tensor, "
     again, too few to see it.
 
     Args:
-        pixels: The images.
+        pixels: the images.
 
     Returns:
         The projections.
@@ -35,14 +35,14 @@ def locate(
     such as those of JPEG.
 
     Args:
-        pixels: The images to look through.
-        prints: Fingerprints of the wanted ones.
+        pixels: the images to look through.
+        prints: fingerprints of the wanted ones.
 
     Returns:
         A position for each fingerprint.
 
     Raises:
-        InputError: If an image is not there: nothing in `pixels` is nearer to it than a quarter of
+        InputError: if an image is not there: nothing in `pixels` is nearer to it than a quarter of
             the usual distance of two images.
     """
     distances = torch.cdist(prints.double(), fingerprints(pixels).double())

@@ -25,13 +25,13 @@ def unpack(place: Path) -> Path:
     """A folder of what may be an archive, which is unpacked once.
 
     Args:
-        place: A folder, or a `.tar`, `.tar.gz` or `.tar.xz` of images.
+        place: a folder, or a `.tar`, `.tar.gz` or `.tar.xz` of images.
 
     Returns:
         The folder itself, or one in the cache folder.
 
     Raises:
-        InputError: If it is neither, or cannot be unpacked.
+        InputError: if it is neither, or cannot be unpacked.
     """
     if place.is_dir():
         return place
@@ -65,16 +65,16 @@ def read_folder(place: Path, split: str, size: int) -> Images:
     it, with none, are one class.
 
     Args:
-        place: The folder or archive. One with `train/` and `test/` is used as it says; in any
+        place: the folder or archive. One with `train/` and `test/` is used as it says; in any
             other, every tenth file of a class is `test`.
         split: `"train"` or `"test"`.
-        size: Side of the images in pixels.
+        size: side of the images in pixels.
 
     Returns:
         The images, sorted by class and path. Files that cannot be read are skipped, with a warning.
 
     Raises:
-        InputError: If there is no readable image.
+        InputError: if there is no readable image.
     """
     folder = _top(place)
     by_class, classes = _files(folder, split)
@@ -99,8 +99,7 @@ def read_folder(place: Path, split: str, size: int) -> Images:
 
 
 def _top(place: Path) -> Path:
-    """The folder that holds the classes or the splits: below the single top folder of an archive,
-    and of a folder that holds nothing else than one with `train/` or `test/`."""
+    """The folder that holds the classes or the splits: an archive has one folder more."""
     folder = unpack(place)
     inside = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
     if len(inside) == 1 and inside[0].is_dir() and inside[0].name not in ("train", "test"):
@@ -124,8 +123,7 @@ def _files(folder: Path, split: str) -> tuple[dict[str, list[Path]], tuple[str, 
 
 
 def _by_class(base: Path) -> dict[str, list[Path]]:
-    """Image files below `base`, sorted, by their first folder; those straight in it are "unsorted",
-    hidden ones are left out."""
+    """Image files below `base` by their first folder; hidden ones are left out."""
     found: dict[str, list[Path]] = {}
     for path in sorted(base.rglob("*")):
         parts = path.relative_to(base).parts
@@ -138,7 +136,7 @@ def read(path: Path) -> np.ndarray:
     """One image file: EXIF rotation applied, transparency laid over white.
 
     Args:
-        path: The file.
+        path: the file.
 
     Returns:
         8-bit RGB `[row, col, 3]`.

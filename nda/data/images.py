@@ -24,8 +24,8 @@ def load(name: str, *, split: str, size: int, root: str | Path | None = None) ->
             with `train/` and `test/` is used as it says; in any other, every tenth file of a class
             is `test`.
         split: `"train"` or `"test"`.
-        size: Side of the images in pixels.
-        root: For CIFAR, a folder with torchvision's copy, or an image folder or a `.tar`/`.tar.xz`
+        size: side of the images in pixels.
+        root: for CIFAR, a folder with torchvision's copy, or an image folder or a `.tar`/`.tar.xz`
             of one; default: the environment variable `NDA_DATA`, else torchvision's copy in the
             cache folder, downloaded if need be.
 
@@ -33,7 +33,7 @@ def load(name: str, *, split: str, size: int, root: str | Path | None = None) ->
         The images.
 
     Raises:
-        InputError: If there is no such split, size or data set, or it cannot be read.
+        InputError: if there is no such split, size or data set, or it cannot be read.
     """
     if split not in ("train", "test"):
         raise InputError(f"split must be 'train' or 'test', not {split!r}")

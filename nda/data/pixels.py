@@ -32,13 +32,13 @@ class Images:
         """The images of some classes.
 
         Args:
-            classes: Their names; labels count in the order given.
+            classes: their names; labels count in the order given.
 
         Returns:
             Those images, in the order that they have here.
 
         Raises:
-            InputError: If there is no such class.
+            InputError: if there is no such class.
         """
         if not set(classes) <= set(self.classes):
             raise InputError(
@@ -59,7 +59,7 @@ def resize(image: np.ndarray, size: int) -> Float[Tensor, "chan size size"]:
 
     Args:
         image: 8-bit pixels.
-        size: Side of the result in pixels.
+        size: side of the result in pixels.
 
     Returns:
         A square image.

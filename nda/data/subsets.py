@@ -18,15 +18,15 @@ def stratified(labels: Int[Tensor, "image"], count: int, *names: str | int) -> I
     is exact.
 
     Args:
-        labels: Class of every image.
-        count: How many to draw.
-        names: Of the randomness, see `nda.rng`.
+        labels: class of every image.
+        count: how many to draw.
+        names: of the randomness, see `nda.rng`.
 
     Returns:
         The indices.
 
     Raises:
-        InputError: If there are fewer images than asked for.
+        InputError: if there are fewer images than asked for.
     """
     if not 0 < count <= len(labels):
         raise InputError(
@@ -51,18 +51,18 @@ def keep_masks(
     """Stratified random subsets, all of one size, True = kept (D-TRAK's protocol).
 
     Args:
-        labels: Class of every train image.
-        n_subsets: How many; subset m is the same whatever this is.
+        labels: class of every train image.
+        n_subsets: how many; subset m is the same whatever this is.
         family: `"report"` subsets give the numbers that are reported, `"select"` subsets serve
             every choice of a setting; they are drawn apart, and sharing a mask is as unlikely as
             repeating one.
-        keep_fraction: Share of the train images in a subset.
+        keep_fraction: share of the train images in a subset.
 
     Returns:
         The masks.
 
     Raises:
-        InputError: If a subset would be empty or masks would repeat.
+        InputError: if a subset would be empty or masks would repeat.
     """
     if family not in FAMILIES:
         raise InputError(f"family must be one of {', '.join(FAMILIES)}, not {family!r}")

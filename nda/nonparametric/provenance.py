@@ -38,10 +38,22 @@ def provenance(
     few: int = 3,
     **options: Any,
 ) -> Provenance:
-    """Who explains each pixel of the query. `options` are those of
-    `nda.nonparametric.patches.patch_posterior` (timestep, patch, coarse, borders, noise, …), except
-    top_k and rows. Rows and columns are positions of windows: pixels, one fewer per axis for an
-    even patch."""
+    """Who explains each pixel of the query.
+
+    Args:
+        query: one image, pixels in [-1, 1].
+        train: pixels in [-1, 1], of the query's dtype and device.
+        few: how many images are named at each position.
+        options: those of `nda.nonparametric.patches.patch_posterior` (timestep, patch, coarse,
+            borders, noise, …), except top_k and rows.
+
+    Returns:
+        Maps whose rows and columns are positions of windows: pixels, one fewer per axis for an even
+        patch.
+
+    Raises:
+        InputError: if `few` is out of range, or as `patch_posterior` does.
+    """
     if isinstance(few, bool) or not isinstance(few, int) or not 1 <= few <= len(train):
         raise InputError(
             f"few must be between 1 and the number of train images {len(train)}, not {few!r}"
@@ -69,11 +81,20 @@ def used_pixels(
     image: int,
     **options: Any,
 ) -> Float[Tensor, "row col"]:
-    """Which patches of train image number `image` the query uses: the mass of each of its
-    positions, summed over the query's positions.
+    """Which patches of a train image the query uses: the mass of each of its positions, summed over
+    the query's positions.
 
-    The map sums to the image's score at this timestep and scale with `top_k=None`. Options are
-    those of `provenance`.
+    Args:
+        query: one image, pixels in [-1, 1].
+        train: pixels in [-1, 1], of the query's dtype and device.
+        image: number of the train image.
+        options: those of `provenance`.
+
+    Returns:
+        A map that sums to the image's score at this timestep and scale with `top_k=None`.
+
+    Raises:
+        InputError: if there is no such image, or as `patch_posterior` does.
     """
     if isinstance(image, bool) or not isinstance(image, int) or not 0 <= image < len(train):
         raise InputError(f"image must be an integer between 0 and {len(train) - 1}, not {image!r}")
@@ -103,8 +124,7 @@ def _logits(
     options: dict[str, Any],
     positions: Int[Tensor, "u"],
 ) -> Float[Tensor, "u position"]:
-    """-d²/2σ² between the query's patches at `positions` and all patches of one image; -inf where
-    they may not meet."""
+    """-d²/2σ² of the query's patches at `positions`; -inf where patches may not meet."""
     timestep = options["timestep"]
     noisy = noised(query[None], timestep, options.get("noise"))
     (x,), (y,) = windows.take(noisy), windows.take(signal(timestep) * image[None])

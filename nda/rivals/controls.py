@@ -30,16 +30,16 @@ def imagewise_scores(
     Source: Kamb & Ganguli 2024, Eq. 3-5; NDA, Eq. 9-12 with Ω the image.
 
     Args:
-        queries: Pixels in [-1, 1].
-        train: Pixels in [-1, 1], of the queries' dtype and device.
-        timesteps: Each in 0…999.
-        noise_seed: Name of the noise.
+        queries: pixels in [-1, 1].
+        train: pixels in [-1, 1], of the queries' dtype and device.
+        timesteps: each in 0…999.
+        noise_seed: name of the noise.
 
     Returns:
         Scores; those of a query sum to 1.
 
     Raises:
-        InputError: For images that do not match, or timesteps out of range or none.
+        InputError: for images that do not match, or timesteps out of range or none.
     """
     check_same_shape(queries, train)
     if not timesteps:
@@ -75,17 +75,17 @@ def patch_distance_scores(
     the definition is ours.
 
     Args:
-        queries: Pixels in [-1, 1].
-        train: Pixels in [-1, 1], of the queries' dtype and device.
-        patch: Side of a window in pixels, 1 … the image's side.
-        top_k: Windows that count; a kind of window with fewer positions uses them all.
-        block_bytes: Bounds memory and changes nothing else.
+        queries: pixels in [-1, 1].
+        train: pixels in [-1, 1], of the queries' dtype and device.
+        patch: side of a window in pixels, 1 … the image's side.
+        top_k: windows that count; a kind of window with fewer positions uses them all.
+        block_bytes: bounds memory and changes nothing else.
 
     Returns:
         Scores of at most 0.
 
     Raises:
-        InputError: For images that do not match, or a setting out of range.
+        InputError: for images that do not match, or a setting out of range.
     """
     check_same_shape(queries, train)
     windows = Windows(train.shape[2], train.shape[3], patch)

@@ -45,10 +45,10 @@ def shared_noise(
     our own draw).
 
     Args:
-        queries: The images, of which only shape, dtype and device matter.
-        timestep: Part of the noise's name.
-        noise_seed: Part of the noise's name.
-        draw: Number of the noise image at this timestep and seed.
+        queries: the images, of which only shape, dtype and device matter.
+        timestep: part of the noise's name.
+        noise_seed: part of the noise's name.
+        draw: number of the noise image at this timestep and seed.
 
     Returns:
         Standard normal noise.
@@ -67,7 +67,7 @@ def noised(
     """x_t = √ᾱ_t x + √(1-ᾱ_t) ε, with one ε for all queries.
 
     Args:
-        queries: Clean images in [-1, 1].
+        queries: clean images in [-1, 1].
         timestep: 0…999.
         noise: ε; None: no noise, x_t = √ᾱ_t x.
 
@@ -75,7 +75,7 @@ def noised(
         x_t.
 
     Raises:
-        InputError: If `noise` is not a finite image of the queries' shape.
+        InputError: if `noise` is not a finite image of the queries' shape.
     """
     if noise is None:
         return signal(timestep) * queries
@@ -111,29 +111,29 @@ def patch_posterior(
     pooling weights and the grid of even windows are those of the released code.
 
     Args:
-        queries: Pixels in [-1, 1].
-        train: Pixels in [-1, 1], of the queries' dtype and device.
+        queries: pixels in [-1, 1].
+        train: pixels in [-1, 1], of the queries' dtype and device.
         timestep: 0…999.
-        patch: Side of the window in pixels, 1 … the image's side; it starts (patch-1)//2 pixels
+        patch: side of the window in pixels, 1 … the image's side; it starts (patch-1)//2 pixels
             before its position, and positions are pixels, less the last row and column if `patch`
             is even.
-        coarse: Compare windows (of even side) after pooling blocks of 2 x 2 pixels to half their
+        coarse: compare windows (of even side) after pooling blocks of 2 x 2 pixels to half their
             sum, which keeps the noise at unit variance.
-        top_k: How many weights of a train image count; None: all.
+        top_k: how many weights of a train image count; None: all.
         borders: `"match"`, a window meets only windows with the same pixels outside the image, or
             `"zero"`, what is outside is 0 and all windows meet.
-        noise: The ε that all queries share; None: no noise, x_t = √ᾱ_t x.
-        temperature: Factor on the variance 1-ᾱ_t in the softmax.
+        noise: the ε that all queries share; None: no noise, x_t = √ᾱ_t x.
+        temperature: factor on the variance 1-ᾱ_t in the softmax.
         engine: `"fused"` (C++, CPU), `"box"` (torch, for GPUs), `"conv"` (the paper's convolution),
             `"naive"` (the definition, slow) or `"auto"`: fused on the CPU if there is a compiler,
             else conv; box elsewhere. All give the same numbers.
-        rows: Only these rows of positions of the queries.
+        rows: only these rows of positions of the queries.
 
     Returns:
         The posterior; it takes query · position · train numbers of memory.
 
     Raises:
-        InputError: For images or settings that cannot be used.
+        InputError: for images or settings that cannot be used.
     """
     check_same_shape(queries, train)
     check_timestep(timestep)
@@ -171,14 +171,14 @@ def patch_scores(
     source are those of `patch_posterior`.
 
     Args:
-        queries: As in `patch_posterior`, like all that follow.
-        train: The images that scores are of.
+        queries: as in `patch_posterior`, like all that follow.
+        train: the images that scores are of.
         timestep: 0…999.
-        patch: Side of the window in pixels.
-        coarse: Whether windows are compared at half the resolution.
+        patch: side of the window in pixels.
+        coarse: whether windows are compared at half the resolution.
         borders: `"match"` or `"zero"`.
-        noise: The ε that all queries share.
-        engine: Its name, or `"auto"`.
+        noise: the ε that all queries share.
+        engine: its name, or `"auto"`.
         options: `top_k` and `temperature`.
 
     Returns:

@@ -21,15 +21,15 @@ class Windows:
     window takes every second pixel of the image that `prepare` has pooled at all four phases.
 
     Args:
-        height: Of the images, in pixels.
-        width: The same.
-        patch: Side of a window in pixels of the image, 1 … the image's side.
-        coarse: Whether a window's pixels are pooled in blocks of 2 x 2.
+        height: of the images, in pixels.
+        width: the same.
+        patch: side of a window in pixels of the image, 1 … the image's side.
+        coarse: whether a window's pixels are pooled in blocks of 2 x 2.
         borders: `"match"`: windows meet only those with the same pixels outside of the image;
             `"zero"`: all meet, and what is outside is 0.
 
     Raises:
-        InputError: For windows that the images do not have.
+        InputError: for windows that the images do not have.
     """
 
     height: int
@@ -92,7 +92,7 @@ class Windows:
         """Zeros around, and every 2 x 2 block pooled if the scale is coarse.
 
         Args:
-            images: Of this size.
+            images: of this size.
 
         Returns:
             Images in which the window at position (i, j) starts at pixel (i, j).
@@ -139,7 +139,7 @@ class Windows:
         """The pixels of every window, as `prepare` gives them.
 
         Args:
-            images: Of this size.
+            images: of this size.
 
         Returns:
             In float64 (float32 on MPS); memory of `dim` images.
@@ -164,7 +164,7 @@ class Windows:
         """Squared norm of every window.
 
         Args:
-            images: Of this size.
+            images: of this size.
 
         Returns:
             In float64 (float32 on MPS, which has no float64).
@@ -178,7 +178,7 @@ def exact(images: Tensor) -> Tensor:
     """Images in the type in which distances are added.
 
     Args:
-        images: Of any type.
+        images: of any type.
 
     Returns:
         In float64, except on MPS, which has none.
