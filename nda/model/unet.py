@@ -82,11 +82,10 @@ class Recipe:
                 value, bool
             ) != (wanted is bool):
                 raise InputError(f"recipe.{name} must be a {wanted.__name__}, not {value!r}")
-        recipe = cls(**values)
-        for name, fine in LIMITS.items():
-            if not fine(getattr(recipe, name)):
-                raise InputError(f"recipe.{name} is out of range: {getattr(recipe, name)!r}")
-        return recipe
+        for name, value in values.items():
+            if name in LIMITS and not LIMITS[name](value):
+                raise InputError(f"recipe.{name} is out of range: {value!r}")
+        return cls(**values)
 
     def build(self, train_seed: int, shape: Sequence[int]) -> UNet2DModel:
         """The untrained U-Net.
