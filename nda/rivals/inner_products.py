@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from nda.errors import InputError
+from nda.model.lean import UNet2DModel
 from nda.rivals.gradients import Readout, features
 from nda.rivals.kernel import Kernel, gram, norms
 from nda.rivals.projection import Projection
