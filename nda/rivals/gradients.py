@@ -69,7 +69,14 @@ class Readout:
             object.__setattr__(self, name, tuple(getattr(self, name)))
 
     def noise(self, shape: Sequence[int]) -> Float[Tensor, "timestep draw chan row col"]:
-        """The noise images that all examples share."""
+        """The noise images that all examples share.
+
+        Args:
+            shape: of an image.
+
+        Returns:
+            One for each timestep and draw.
+        """
         names = [
             ("gradient noise", self.noise_seed, t, draw)
             for t in self.timesteps
@@ -188,11 +195,22 @@ def features(
     """Every example's gradient of `readout`, with respect to all its parameters in their order or
     projected, in memory.
 
-    model: called as `model(noisy, timesteps).sample`; a copy in eval mode is used and it stays as
-    it is. images: clean, in [-1, 1], of the model's dtype and device; with one axis more, other
-    clean images at each of `readout.timesteps` (Journey-TRAK). batch: noisy images in one pass;
-    where fewer than 5 share a gradient, as many gradients of the model's size are held at once.
-    Results do not depend on it. Raises InputError.
+    Args:
+        model: called as `model(noisy, timesteps).sample`; a copy in eval mode is used and it stays
+            as it is.
+        images: clean, in [-1, 1], of the model's dtype and device; with one axis more, other clean
+            images at each of `readout.timesteps` (Journey-TRAK).
+        readout: what is differentiated.
+        projection: applied to the mean gradient of an example.
+        batch: noisy images in one pass; where fewer than 5 share a gradient, as many gradients of
+            the model's size are held at once. Results do not depend on it.
+
+    Returns:
+        Features, `dim` numbers for each example.
+
+    Raises:
+        InputError: for images that do not fit the readout or the model, and for gradients that are
+            not finite.
     """
     if images.ndim == 5 and images.shape[1] != len(readout.timesteps):
         raise InputError(

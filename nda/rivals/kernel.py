@@ -101,7 +101,17 @@ class Kernel:
 
     def ridge(self, damping: float) -> float:
         """λ: `damping` times the mean eigenvalue, which is the mean squared norm of the train
-        features."""
+        features.
+
+        Args:
+            damping: relative.
+
+        Returns:
+            λ itself.
+
+        Raises:
+            InputError: for a damping that is not positive and finite.
+        """
         if not 0 < damping < math.inf:
             raise InputError(
                 f"damping must be positive and finite, not {damping!r}; it is relative to the mean"
@@ -112,7 +122,16 @@ class Kernel:
     def solve(
         self, cross: Float[Tensor, "query train"], damping: float, power: int = 1
     ) -> Float[Tensor, "query train"]:
-        """cross (gram + λI)⁻ᵖ: the inner products ψᵀ (ΦᵀΦ + λI)⁻ᵖ φ."""
+        """cross (gram + λI)⁻ᵖ: the inner products ψᵀ (ΦᵀΦ + λI)⁻ᵖ φ.
+
+        Args:
+            cross: inner products of queries with train images.
+            damping: relative to the mean eigenvalue.
+            power: p.
+
+        Returns:
+            Them, in float64.
+        """
         values, vectors = self.eigen
         return (
             _checked(cross, len(values)).to(vectors)
@@ -122,12 +141,26 @@ class Kernel:
         )
 
     def leverage(self, damping: float) -> Float[Tensor, "train"]:
-        """h_i = φ_iᵀ (ΦᵀΦ + λI)⁻¹ φ_i, in [0, 1)."""
+        """h_i = φ_iᵀ (ΦᵀΦ + λI)⁻¹ φ_i, in [0, 1).
+
+        Args:
+            damping: relative to the mean eigenvalue.
+
+        Returns:
+            Of every train image.
+        """
         values, vectors = self.eigen
         return vectors.square() @ (values / (values + self.ridge(damping)))
 
     def solved_norms(self, damping: float) -> Float[Tensor, "train"]:
-        """‖(ΦᵀΦ + λI)⁻¹ φ_i‖."""
+        """‖(ΦᵀΦ + λI)⁻¹ φ_i‖.
+
+        Args:
+            damping: relative to the mean eigenvalue.
+
+        Returns:
+            Of every train image.
+        """
         values, vectors = self.eigen
         return (vectors.square() @ (values / (values + self.ridge(damping)) ** 2)).sqrt()
 
