@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from diffusers import UNet2DModel
 
 from nda import rng
 from nda.errors import InputError
+from nda.model.lean import UNet2DModel
 from nda.rivals import inner_products
 from nda.rivals.gradients import Readout, features
 from nda.rivals.inner_products import Side, Source, collect
