@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.nn import Module
 
 from nda.errors import InputError
-from nda.model.lean import UNet2DModel
 from nda.rivals.gradients import Readout, features
 from nda.rivals.kernel import Kernel, gram, norms
 from nda.rivals.projection import Projection
