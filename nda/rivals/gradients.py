@@ -106,8 +106,7 @@ def _chosen(model: nn.Module, parts: Sequence[str]) -> dict[str, Tensor]:
 def _looped(
     output: Summed, parameters: dict[str, Tensor], rows: Sequence[Tensor], batch: int
 ) -> Float[Tensor, "group param"]:
-    """Gradient of the output's sum over each group of rows, a group at a time, at most `batch` rows
-    together."""
+    """Gradient of the output's sum over each group of rows, at most `batch` rows together."""
     vectors = []
     for group in zip(*rows, strict=True):
         pieces = [
@@ -135,8 +134,8 @@ def _vmapped(
 def _stream(
     model: nn.Module, images: Tensor, readout: Readout, batch: int
 ) -> Iterator[Float[Tensor, "example param"]]:
-    """Gradients of a few examples at a time. An example is `groups` × `rows` noisy images; each
-    group has one gradient."""
+    """Gradients of a few examples at a time."""
+    # an example is `groups` x `rows` noisy images; each group has one gradient
     model = deepcopy(model).eval().requires_grad_(False)
     parameters = _chosen(model, readout.parts)
 
