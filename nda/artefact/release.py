@@ -38,7 +38,7 @@ def ship(profile: str) -> Path:
 
 
 def _copies(store: Store) -> dict[str, Callable[[Any], Any]]:
-    """What is copied, and how: the model as it is, checkpoints in 16 bits, generated queries in 8."""
+    """What is copied, and how: the model as it is, checkpoints in 16 bits, queries in 8."""
     shares = store.info("model")["parameters"]["recipe"]["checkpoints"][:-1]
     checkpoints = [f"model-{round(100 * share)}" for share in shares]
     return {"model": dict, **dict.fromkeys(checkpoints, _halved), "gen": levels}
