@@ -14,8 +14,8 @@ def stratified(labels: Int[Tensor, "image"], count: int, *names: str | int) -> I
     """Sorted indices of `count` images in which every class has its share, drawn by the random
     names.
 
-    Shares are rounded down and what is left over goes to classes drawn at random, so that the count
-    is exact.
+    Shares are rounded down and what is left over goes to classes drawn at random among those that
+    were rounded, so that the count is exact.
 
     Args:
         labels: class of every image.
@@ -37,7 +37,8 @@ def stratified(labels: Int[Tensor, "image"], count: int, *names: str | int) -> I
     classes, sizes = labels.unique(return_counts=True)
     shares = sizes * count // len(labels)
     for extra in torch.randperm(len(classes), generator=source).tolist():
-        shares[extra] += min(1, count - int(shares.sum()))
+        if sizes[extra] * count % len(labels):
+            shares[extra] += min(1, count - int(shares.sum()))
     chosen = []
     for name, share in zip(classes, shares.tolist(), strict=True):
         members = (labels == name).nonzero()[:, 0]
