@@ -16,7 +16,6 @@ from tqdm import tqdm
 from nda import rng
 from nda.errors import InputError, check_images, check_positive, check_timestep
 from nda.model.outputs import OUTPUTS, uniform_timesteps
-from nda.rivals.projection import Projection
 from nda.schedule import add_noise
 
 # noisy images that share a gradient: with fewer, vmap over many gradients is faster than one after
@@ -188,7 +187,7 @@ def features(
     images: Float[Tensor, "example chan row col"] | Float[Tensor, "example timestep chan row col"],
     readout: Readout,
     *,
-    projection: Projection | None = None,
+    projection: Callable[[Tensor], Tensor] | None = None,
     batch: int = 40,
 ) -> Float[Tensor, "example dim"]:
     """Every example's gradient of `readout`, with respect to all its parameters in their order or
@@ -200,7 +199,8 @@ def features(
         images: clean, in [-1, 1], of the model's dtype and device; with one axis more, other clean
             images at each of `readout.timesteps` (Journey-TRAK).
         readout: what is differentiated.
-        projection: applied to the mean gradient of an example.
+        projection: applied to the mean gradients of some examples, `[example, param]`; such as a
+            `nda.rivals.projection.Projection`.
         batch: noisy images in one pass; where fewer than 5 share a gradient, as many gradients of
             the model's size are held at once. Results do not depend on it.
 
