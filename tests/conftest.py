@@ -7,6 +7,10 @@ import sys
 
 os.environ["TQDM_DISABLE"] = "1"  # before tqdm is imported: it reads this once
 
+import axes
+
+axes.install()  # before nda is imported
+
 import pytest
 import torch
 from hypothesis import settings
