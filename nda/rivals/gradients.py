@@ -32,7 +32,7 @@ class Readout:
     """What is differentiated: a model output at some timesteps, averaged over them and over noise
     draws.
 
-    model_output: `"loss"` (mean squared error of the predicted noise), `"weighted_loss"` (times the
+    model_output: `"loss"` (mean squared error of the predicted noise), `"elbo_loss"` (times the
     ELBO weight), `"output_norm"` and `"output_mean"` (mean square and mean of the prediction over
     pixels), `"l1"` and `"l2"` (its norms, sums over pixels). draws: noise images per timestep; each
     is named (`noise_seed`, timestep, draw) and common to all examples, train and query. unit_norm:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from nda import rng
 from nda.errors import InputError, check_choice, check_draws, check_images, check_same_shape
-from nda.model.outputs import MEASUREMENTS
+from nda.model.outputs import OUTPUTS
 from nda.rivals.kfac import Block, covered, mean_eigenvalue, restore
 from nda.schedule import add_noise
 
@@ -37,12 +37,12 @@ def measurement_gradients(
     """Gradient of every image's measurement, the mean over timesteps and draws, by parameter; all
     images' are held at once.
 
-    measurement: `"loss"`, squared error per pixel; `"elbo_loss"`, the same times β / (2 (1-β)
-    (1-ᾱ)); `"output_norm"`, squared output per pixel. There is one noise image per timestep and
+    measurement: one of `nda.model.outputs.OUTPUTS`, for example `"loss"`, squared error per pixel,
+    or `"elbo_loss"`, the same times β / (2 (1-β) (1-ᾱ)). There is one noise image per timestep and
     draw, common to all images. batch: draws in one pass. Raises InputError.
     """
     check_images(images, "images")
-    check_choice("measurement", measurement, MEASUREMENTS)
+    check_choice("measurement", measurement, OUTPUTS)
     check_draws(timesteps, draws=draws, batch=batch)
     names = [(timestep, draw) for timestep in timesteps for draw in range(draws)]
     times = torch.tensor([timestep for timestep, _ in names], device=images.device)
@@ -57,7 +57,7 @@ def measurement_gradients(
     ):
         for t, noise in zip(times.split(batch), noises.split(batch), strict=True):
             output = model(add_noise(image.expand_as(noise), t, noise), t).sample
-            value = MEASUREMENTS[measurement](output, noise, t).sum() / len(times)
+            value = OUTPUTS[measurement](output, noise, t).sum() / len(times)
             for total, part in zip(
                 gradients.values(),
                 torch.autograd.grad(value, list(parameters.values())),
@@ -170,7 +170,7 @@ def influence_scores(
     gradients are computed anew for every block of queries. Raises InputError.
     """
     check_same_shape(queries, train)
-    check_choice("measurement", measurement, MEASUREMENTS)
+    check_choice("measurement", measurement, OUTPUTS)
     check_draws(
         timesteps, draws=draws, batch=batch, query_block=query_block, train_block=train_block
     )
