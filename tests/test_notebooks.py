@@ -5,8 +5,13 @@ import json
 import os
 import subprocess
 import sys
+import time
+from contextlib import nullcontext
+
+import pytest
 
 from nda.artefact import notebooks
+from nda.errors import InputError
 
 
 def outputs(runs):
@@ -23,12 +28,21 @@ def test_every_notebook_ran_to_its_end(tiny_home):
 
 def test_nbval(tiny_home):
     """Lax everywhere, strict on the cells tagged `nbval-check-output`; the kernels run in the
-    notebooks' own folder."""
-    flags = ["--nbval-lax", "--nbval-current-env", "-p", "no:cacheprovider", "-q", "-c", os.devnull]
+    notebooks' own folder, two at a time."""
+    flags = ["--nbval-lax", "-p", "no:cacheprovider", "-q", "-c", os.devnull]
+    both = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
     environment = os.environ | {"NDA_HOME": str(tiny_home), "TQDM_DISABLE": "1"}
-    command = [sys.executable, "-m", "pytest", *flags, str(tiny_home / "book/runs")]
+    warm = [sys.executable, "-m", "nda.artefact.kernels"]
+    command = [*warm, sys.executable, "-m", "pytest", *flags, *both, str(tiny_home / "book/runs")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:]
+    cells = [
+        cell
+        for _, notebook in outputs(tiny_home / "book/runs")
+        for cell in notebook["cells"]
+        if cell["cell_type"] == "code" and "".join(cell["source"]).strip()
+    ]
+    assert f"{len(cells)} passed" in done.stdout, done.stdout[-4000:]
 
 
 def test_each_notebook_has_a_strictly_checked_cell():
@@ -44,3 +58,70 @@ def test_results_pages_need_only_the_results_folder(tiny_home, tmp_path):
     command = [sys.executable, "-m", "nda", "run", "--profile", "tiny", "--only", "10"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_notebook_follows_those_that_its_table_names():
+    for number, name in enumerate(notebooks.notebooks()):
+        earlier = {*notebooks.notebooks()[:number]}
+        assert notebooks.follows(name) <= earlier and bool(notebooks.follows(name)) == bool(number)
+    assert notebooks.follows("04_optimal_denoiser") == {"01_data"}
+    assert {"03_subset_models"} < notebooks.follows("05_nda")
+    assert {"05_nda", "07_gradients"} <= notebooks.follows("11_ablations")
+    assert len(notebooks.follows("10_lds")) == notebooks.notebooks().index("10_lds")
+    alone = notebooks.notebooks().index("14_performance")
+    assert len(notebooks.follows("14_performance")) == alone
+
+
+def test_results_pages_are_those_that_only_read_results():
+    shown = list(filter(notebooks.shows_results, notebooks.notebooks()))
+    assert shown == ["10_lds", "11_ablations"]
+
+
+AFTER = {"a": set(), "b": {"a"}, "c": {"a"}, "d": {"a"}, "e": {"b", "c"}}
+
+
+@pytest.fixture
+def pretend(monkeypatch, tmp_path):
+    """A function that runs the notebooks of `AFTER`, which do nothing for a while; gives what
+    started and ended, in order. `broken` fails."""
+    monkeypatch.setattr(notebooks.kernels, "imports", lambda _: [])
+    monkeypatch.setattr(notebooks.kernels, "warm", lambda _: nullcontext())
+    monkeypatch.setattr(notebooks, "_alone", lambda stem: stem == "e")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(6), raising=False)
+
+    def run(jobs, broken=""):
+        seen = []
+
+        def execute(stem, parameters, runs, threads):
+            seen.append((stem, "starts", threads))
+            time.sleep(0.05)
+            seen.append((stem, "ends", parameters))
+            if stem == broken:
+                raise InputError(stem)
+
+        monkeypatch.setattr(notebooks, "_execute", execute)
+        try:
+            notebooks._together(dict.fromkeys(AFTER, {}), AFTER, tmp_path, jobs)
+        except InputError as error:
+            seen.append((str(error), "fails", None))
+        return [(stem, what) for stem, what, _ in seen], {stem: n for stem, _, n in seen[::-1]}
+
+    return run
+
+
+@pytest.mark.parametrize("jobs", [1, 2, 3])
+def test_each_starts_when_those_that_it_follows_have_ended(pretend, jobs):
+    seen, threads = pretend(jobs)
+    at_a_time = 0
+    for position, (stem, what) in enumerate(seen):
+        at_a_time += 1 if what == "starts" else -1
+        assert at_a_time <= jobs
+        if what == "starts":
+            assert all((before, "ends") in seen[:position] for before in AFTER[stem])
+    assert sorted(stem for stem, what in seen if what == "ends") == list(AFTER)
+    assert threads == dict.fromkeys("abcd", 6 // jobs) | {"e": 6}
+
+
+def test_nothing_starts_after_a_failure(pretend):
+    seen, _ = pretend(2, broken="a")
+    assert seen == [("a", "starts"), ("a", "ends"), ("a", "fails")]
