@@ -112,13 +112,15 @@ class Store:
         parameters: Mapping[str, Any] | None = None,
         inputs: Mapping[str, str] | None = None,
         seconds: float | None = None,
+        notes: Mapping[str, Any] | None = None,
     ) -> None:
         """Write `value` under `name`.
 
         axes: names of a tensor's axes, for example `"subset seed query"`. parameters: what it was
         computed with; a result that is already there with other parameters is an error, not
         overwritten. inputs: `{name: sha256}` of what it was computed from (see `sha256`). seconds:
-        wall-clock time it took. Raises InputError; then the folder is as before.
+        wall-clock time it took. notes: what else is worth knowing of how it was computed; not
+        compared. Raises InputError; then the folder is as before.
         """
         parameters = _plain(parameters or {})
         if name in self and (old := self.info(name)["parameters"]) != parameters:
@@ -140,6 +142,7 @@ class Store:
             "parameters": parameters,
             "inputs": dict(inputs or {}),
             "seconds": seconds,
+            **({"notes": dict(notes)} if notes else {}),
             "versions": VERSIONS,
             "written": datetime.now(UTC).isoformat(timespec="seconds"),
         }

@@ -7,11 +7,11 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from diffusers import UNet2DModel
 from jaxtyping import Float
 from torch import Tensor
 
 from nda.errors import InputError
+from nda.model.lean import UNet2DModel
 from nda.rivals.gradients import Readout, features
 from nda.rivals.kernel import Kernel, gram, norms
 from nda.rivals.projection import Projection

@@ -7,7 +7,6 @@ from time import perf_counter
 
 import pandas as pd
 import torch
-from diffusers import UNet2DModel
 from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm import tqdm
@@ -16,6 +15,7 @@ from nda.errors import InputError
 from nda.evidence import tuning
 from nda.evidence.truth import lds_row
 from nda.model import outputs
+from nda.model.lean import UNet2DModel
 from nda.model.outputs import uniform_timesteps
 from nda.rivals import das, trak
 from nda.rivals.gradients import Readout, features
