@@ -3,6 +3,7 @@ cells."""
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -32,7 +33,7 @@ def test_nbval(tiny_home):
     flags = ["--nbval-lax", "-p", "no:cacheprovider", "-q", "-c", os.devnull]
     both = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
     environment = os.environ | {"NDA_HOME": str(tiny_home), "TQDM_DISABLE": "1"}
-    warm = [sys.executable, "-m", "nda.artefact.kernels"]
+    warm = [sys.executable, "-m", "nda.artefact.warm"]
     command = [*warm, sys.executable, "-m", "pytest", *flags, *both, str(tiny_home / "book/runs")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:]
@@ -61,20 +62,21 @@ def test_results_pages_need_only_the_results_folder(tiny_home, tmp_path):
 
 
 def test_a_notebook_follows_those_that_its_table_names():
-    for number, name in enumerate(notebooks.notebooks()):
-        earlier = {*notebooks.notebooks()[:number]}
-        assert notebooks.follows(name) <= earlier and bool(notebooks.follows(name)) == bool(number)
-    assert notebooks.follows("04_optimal_denoiser") == {"01_data"}
-    assert {"03_subset_models"} < notebooks.follows("05_nda")
-    assert {"05_nda", "07_gradients"} <= notebooks.follows("11_ablations")
-    assert len(notebooks.follows("10_lds")) == notebooks.notebooks().index("10_lds")
-    alone = notebooks.notebooks().index("14_performance")
-    assert len(notebooks.follows("14_performance")) == alone
+    everything = notebooks.notebooks()
+    for number, name in enumerate(everything):
+        linked = re.findall(r"\]\((\d\d\w*)\)", notebooks._row(name, "Reads"))
+        assert {*linked} <= {*everything[:number]}, f"{name} reads what a later page makes"
+        follows = notebooks.follows(name)
+        assert {*linked} <= follows <= {*everything[:number]} and bool(follows) == bool(number)
+    assert notebooks.follows(notebooks.find("04")) == {notebooks.find("01")}
+    assert notebooks.find("03") in notebooks.follows(notebooks.find("05"))
+    for name in map(notebooks.find, ("10", "14")):  # it takes from all; it runs alone
+        assert notebooks.follows(name) == {*everything[: everything.index(name)]}
 
 
 def test_results_pages_are_those_that_only_read_results():
-    shown = list(filter(notebooks.shows_results, notebooks.notebooks()))
-    assert shown == ["10_lds", "11_ablations"]
+    shown = filter(notebooks.shows_results, notebooks.notebooks())
+    assert [name[:2] for name in shown] == ["10", "11"]
 
 
 AFTER = {"a": set(), "b": {"a"}, "c": {"a"}, "d": {"a"}, "e": {"b", "c"}}
@@ -84,8 +86,8 @@ AFTER = {"a": set(), "b": {"a"}, "c": {"a"}, "d": {"a"}, "e": {"b", "c"}}
 def pretend(monkeypatch, tmp_path):
     """A function that runs the notebooks of `AFTER`, which do nothing for a while; gives what
     started and ended, in order. `broken` fails."""
-    monkeypatch.setattr(notebooks.kernels, "imports", lambda _: [])
-    monkeypatch.setattr(notebooks.kernels, "warm", lambda _: nullcontext())
+    monkeypatch.setattr(notebooks.warm, "imports", lambda _: [])
+    monkeypatch.setattr(notebooks.warm, "kernels", lambda _: nullcontext())
     monkeypatch.setattr(notebooks, "_alone", lambda stem: stem == "e")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(6), raising=False)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from nda.artefact import kernels
+from nda.artefact import warm
 from nda.errors import InputError, check_positive, needs
 from nda.places import home, shared
 from nda.store import Store
@@ -174,7 +174,7 @@ def run(
     runs.mkdir(parents=True, exist_ok=True)
     # in the kernels: executed notebooks hold results, not progress bars
     os.environ["TQDM_DISABLE"] = "1"
-    if len(chosen) > 1 and kernels.AVAILABLE:
+    if len(chosen) > 1 and warm.AVAILABLE:
         _together(given, after, runs, jobs)
     else:  # in a kernel that starts as always
         for stem, parameters in given.items():
@@ -191,9 +191,9 @@ def _together(
         import black  # noqa: F401 # papermill's threads would do it both at once
     waiting, done, running = list(given), set[str](), dict[Future[None], str]()
     cores = len(os.sched_getaffinity(0))
-    modules = kernels.imports(SOURCES / f"{stem}.ipynb" for stem in given)
+    modules = warm.imports(SOURCES / f"{stem}.ipynb" for stem in given)
     # the kernels are killed first if something fails, so that no thread waits for them
-    with ThreadPoolExecutor(jobs) as pool, kernels.warm(modules):
+    with ThreadPoolExecutor(jobs) as pool, warm.kernels(modules):
         while waiting or running:
             ready = [stem for stem in waiting if after[stem] <= done]
             for stem in ready[: jobs - len(running)]:

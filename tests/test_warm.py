@@ -10,14 +10,14 @@ import time
 import pytest
 from jupyter_client.manager import KernelManager
 
-from nda.artefact import kernels
+from nda.artefact import warm
 
-pytestmark = pytest.mark.skipif(not kernels.AVAILABLE, reason="kernels are forked on Linux alone")
+pytestmark = pytest.mark.skipif(not warm.AVAILABLE, reason="kernels are forked on Linux alone")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def warm():
-    with kernels.warm(["colorsys", "no_such_module"]):
+def server():
+    with warm.kernels(["colorsys", "no_such_module"]):
         yield
 
 
@@ -109,8 +109,8 @@ def test_kernels_are_killed_with_who_warmed_them(tmp_path):
     """Kill -9 of a command while a kernel of its is at work."""
     code = """if True:
         from jupyter_client.manager import start_new_kernel
-        from nda.artefact import kernels
-        with kernels.warm([]):
+        from nda.artefact import warm
+        with warm.kernels([]):
             manager, client = start_new_kernel(startup_timeout=120)
             client.execute_interactive("import os, time; print(os.getpid()); time.sleep(100)")"""
     running = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
@@ -128,4 +128,4 @@ def test_imports_of_notebooks(tmp_path):
         {"cell_type": "markdown", "source": ["import g"]},
     ]
     (tmp_path / "x.ipynb").write_text(json.dumps({"cells": cells}))
-    assert kernels.imports(tmp_path.glob("*.ipynb")) == ["a.b", "d", "e", "e.f"]
+    assert warm.imports(tmp_path.glob("*.ipynb")) == ["a.b", "d", "e", "e.f"]

@@ -1,11 +1,11 @@
 """Warm kernels: kernels of notebooks that are forked from a process that has imported everything.
 
-A kernel spends most of a short notebook's time importing torch and its friends. Inside `warm()`
+A kernel spends most of a short notebook's time importing torch and its friends. Inside `kernels()`
 the kernel `python3` of whatever speaks Jupyter (papermill, nbval) is forked from a server that has
 made these imports once. Every kernel is a process of its own with an empty namespace, and shares
 the server's memory until it writes to it.
 
-    python -m nda.artefact.kernels pytest --nbval-lax book/runs    # a command with warm kernels
+    python -m nda.artefact.warm pytest --nbval-lax book/runs    # a command with warm kernels
 """
 
 import ast
@@ -28,7 +28,7 @@ from typing import Any, NoReturn
 from nda.places import shared
 
 AVAILABLE = sys.platform == "linux"  # elsewhere a process of many libraries is not safe to fork
-SERVER = "import sys; from nda.artefact import kernels; kernels.serve(*sys.argv[1:])"
+SERVER = "import sys; from nda.artefact import warm; warm.serve(*sys.argv[1:])"
 LAUNCHER = """
 import json, os, signal, socket, sys
 signal.signal(signal.SIGINT, signal.SIG_IGN)  # Jupyter's first word of every shutdown
@@ -65,7 +65,7 @@ def imports(notebooks: Iterable[Path]) -> list[str]:
 
 
 @contextmanager
-def warm(modules: Iterable[str]) -> Iterator[None]:
+def kernels(modules: Iterable[str]) -> Iterator[None]:
     """Inside, new kernels start warm, where that is `AVAILABLE`.
 
     On leaving, kernels that still run are killed, as they are when this process is.
@@ -115,7 +115,7 @@ def serve(number: str, *modules: str) -> None:
     for name in modules:
         with suppress(ImportError):
             import_module(name)
-    kernels: dict[int, socket.socket] = {}  # [process]: who asked for it
+    running: dict[int, socket.socket] = {}  # [process]: who asked for it
     with socket.socket(fileno=int(number)) as listener, selectors.DefaultSelector() as ready:
         ready.register(listener, selectors.EVENT_READ)
         ready.register(0, selectors.EVENT_READ)
@@ -124,17 +124,17 @@ def serve(number: str, *modules: str) -> None:
                 if key.fileobj is listener:
                     asked, _ = listener.accept()
                     if process := _fork(listener, asked):
-                        kernels[process] = asked
+                        running[process] = asked
                         ready.register(asked, selectors.EVENT_READ, process)
                         ready.register(os.pidfd_open(process), selectors.EVENT_READ, process)
                     continue
                 ready.unregister(key.fileobj)
                 if isinstance(key.fileobj, int):  # a kernel has ended
                     os.close(key.fileobj)
-                    _ended(key.data, kernels.pop(key.data))
-                elif key.data in kernels:  # who asked has gone
+                    _ended(key.data, running.pop(key.data))
+                elif key.data in running:  # who asked has gone
                     _kill(key.data)
-    for process in kernels:
+    for process in running:
         _kill(process)
 
 
@@ -194,5 +194,5 @@ def _kill(process: int) -> None:
 
 
 if __name__ == "__main__":
-    with warm(imports(shared("notebooks").glob("*.ipynb"))):
+    with kernels(imports(shared("notebooks").glob("*.ipynb"))):
         sys.exit(subprocess.run(sys.argv[1:]).returncode)
