@@ -33,6 +33,7 @@ def test_nbval(tiny_home):
     flags = ["--nbval-lax", "-p", "no:cacheprovider", "-q", "-c", os.devnull]
     both = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
     environment = os.environ | {"NDA_HOME": str(tiny_home), "TQDM_DISABLE": "1"}
+    environment |= {"OMP_NUM_THREADS": "1"}  # two kernels of two threads wait for each other
     warm = [sys.executable, "-m", "nda.artefact.warm"]
     command = [*warm, sys.executable, "-m", "pytest", *flags, *both, str(tiny_home / "book/runs")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
