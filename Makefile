@@ -4,21 +4,27 @@ PROFILE ?= smoke
 RESULTS ?= small
 BIN := .venv/bin
 
-.PHONY: help env book run test lint lock clean
+.PHONY: help env book pages numbers run test lint lock clean
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
-book: run  ## run the notebooks of PROFILE (default smoke) and the results pages of RESULTS (default small), build the book
-	$(BIN)/python -m nda run --profile $(RESULTS) --only 10 11
-	$(BIN)/jupyter-book build . -n -W --keep-going -q
-	NDA_BOOK=. $(BIN)/python -m pytest tests/test_book.py tests/test_lds_page.py
+book: env  ## run the notebooks of PROFILE (default smoke), show RESULTS (default small) on the results pages, build the book
+	$(BIN)/python -m nda run --profile $(PROFILE) --results $(RESULTS) --jobs 2
+	@$(MAKE) --no-print-directory -j 2 pages numbers
 	@echo "The book: $(CURDIR)/_build/html/index.html"
+
+pages:
+	$(BIN)/jupyter-book build . -n -W --keep-going -q
+	NDA_BOOK=. $(BIN)/python -m pytest --noconftest tests/test_book.py
+
+numbers:
+	NDA_BOOK=. $(BIN)/python -m pytest tests/test_lds_page.py
 
 test: env  ## run the tests: module, notebooks (nbval), book
 	$(BIN)/python -m pytest -n 2
 
 run: env  ## run the notebooks of PROFILE into book/runs/
-	$(BIN)/python -m nda run --profile $(PROFILE)
+	$(BIN)/python -m nda run --profile $(PROFILE) --jobs 2
 
 lint: env  ## ruff and mypy
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy

@@ -37,6 +37,12 @@ def _add_run(commands: Any) -> None:
     which = run.add_mutually_exclusive_group()
     which.add_argument("--from", dest="start", metavar="NN", help="first notebook, for example 03")
     which.add_argument("--only", nargs="+", default=(), metavar="NN", help="these notebooks alone")
+    run.add_argument(
+        "--results", metavar="PROFILE", help="show this profile on the results pages instead"
+    )
+    run.add_argument(
+        "--jobs", type=int, default=1, metavar="N", help="notebooks at a time (default 1)"
+    )
     _add_profile(run)
 
 
@@ -126,6 +132,8 @@ def _run(options: argparse.Namespace) -> None:
         start=options.start,
         only=options.only,
         overrides=overrides(options.overrides),
+        results=options.results,
+        jobs=options.jobs,
     )
 
 

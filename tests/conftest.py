@@ -18,6 +18,19 @@ settings.register_profile("nda", deadline=None, derandomize=True, max_examples=2
 settings.load_profile("nda")
 
 
+THE_BOOK = ("tests/test_notebooks.py", "tests/test_book.py", "tests/test_lds_page.py")
+LONG = ("tests/test_install.py", "tests/test_retrain.py", "tests/test_fanout.py")
+
+
+def pytest_collection_modifyitems(items):
+    """What takes longest first, so that two processes finish together: the tests that need the
+    tiny book, which runs in processes of its own, then those that wait for others."""
+    first = [*THE_BOOK, *LONG]
+    items.sort(
+        key=lambda item: first.index(f) if (f := _file(item.nodeid)) in first else len(first)
+    )
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
     """Each file's tests in one process, and in one process all that need the tiny book, so that it
@@ -26,19 +39,14 @@ def pytest_xdist_make_scheduler(config, log):
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid):
-            file = nodeid.split("::")[0]
-            return (
-                "the tiny book"
-                if file
-                in (
-                    "tests/test_book.py",
-                    "tests/test_lds_page.py",
-                    "tests/test_notebooks.py",
-                )
-                else file
-            )
+            return "the tiny book" if _file(nodeid) in THE_BOOK else _file(nodeid)
 
+    config.option.loadscopereorder = False  # not what has most tests, but the order above, first
     return ByFile(config, log)
+
+
+def _file(nodeid):
+    return nodeid.split("::")[0]
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +54,7 @@ def tiny_home(tmp_path_factory):
     """All notebooks executed at profile `tiny`, by the command that users type, in a folder of
     their own."""
     home = tmp_path_factory.mktemp("tiny")
-    command = [sys.executable, "-m", "nda", "run", "--profile", "tiny"]
+    command = [sys.executable, "-m", "nda", "run", "--profile", "tiny", "--jobs", "2"]
     done = subprocess.run(
         command, env=os.environ | {"NDA_HOME": str(home)}, capture_output=True, text=True
     )

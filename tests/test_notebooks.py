@@ -3,10 +3,16 @@ cells."""
 
 import json
 import os
+import re
 import subprocess
 import sys
+import time
+from contextlib import nullcontext
+
+import pytest
 
 from nda.artefact import notebooks
+from nda.errors import InputError
 
 
 def outputs(runs):
@@ -23,12 +29,22 @@ def test_every_notebook_ran_to_its_end(tiny_home):
 
 def test_nbval(tiny_home):
     """Lax everywhere, strict on the cells tagged `nbval-check-output`; the kernels run in the
-    notebooks' own folder."""
-    flags = ["--nbval-lax", "--nbval-current-env", "-p", "no:cacheprovider", "-q", "-c", os.devnull]
+    notebooks' own folder, two at a time."""
+    flags = ["--nbval-lax", "-p", "no:cacheprovider", "-q", "-c", os.devnull]
+    both = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
     environment = os.environ | {"NDA_HOME": str(tiny_home), "TQDM_DISABLE": "1"}
-    command = [sys.executable, "-m", "pytest", *flags, str(tiny_home / "book/runs")]
+    environment |= {"OMP_NUM_THREADS": "1"}  # two kernels of two threads wait for each other
+    warm = [sys.executable, "-m", "nda.artefact.warm"]
+    command = [*warm, sys.executable, "-m", "pytest", *flags, *both, str(tiny_home / "book/runs")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:]
+    cells = [
+        cell
+        for _, notebook in outputs(tiny_home / "book/runs")
+        for cell in notebook["cells"]
+        if cell["cell_type"] == "code" and "".join(cell["source"]).strip()
+    ]
+    assert f"{len(cells)} passed" in done.stdout, done.stdout[-4000:]
 
 
 def test_each_notebook_has_a_strictly_checked_cell():
@@ -44,3 +60,71 @@ def test_results_pages_need_only_the_results_folder(tiny_home, tmp_path):
     command = [sys.executable, "-m", "nda", "run", "--profile", "tiny", "--only", "10"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_notebook_follows_those_that_its_table_names():
+    everything = notebooks.notebooks()
+    for number, name in enumerate(everything):
+        linked = re.findall(r"\]\((\d\d\w*)\)", notebooks._row(name, "Reads"))
+        assert {*linked} <= {*everything[:number]}, f"{name} reads what a later page makes"
+        follows = notebooks.follows(name)
+        assert {*linked} <= follows <= {*everything[:number]} and bool(follows) == bool(number)
+    assert notebooks.follows(notebooks.find("04")) == {notebooks.find("01")}
+    assert notebooks.find("03") in notebooks.follows(notebooks.find("05"))
+    for name in map(notebooks.find, ("10", "14")):  # it takes from all; it runs alone
+        assert notebooks.follows(name) == {*everything[: everything.index(name)]}
+
+
+def test_results_pages_are_those_that_only_read_results():
+    shown = filter(notebooks.shows_results, notebooks.notebooks())
+    assert [name[:2] for name in shown] == ["10", "11"]
+
+
+AFTER = {"a": set(), "b": {"a"}, "c": {"a"}, "d": {"a"}, "e": {"b", "c"}}
+
+
+@pytest.fixture
+def pretend(monkeypatch, tmp_path):
+    """A function that runs the notebooks of `AFTER`, which do nothing for a while; gives what
+    started and ended, in order. `broken` fails."""
+    monkeypatch.setattr(notebooks.warm, "imports", lambda _: [])
+    monkeypatch.setattr(notebooks.warm, "kernels", lambda _: nullcontext())
+    monkeypatch.setattr(notebooks, "_alone", lambda stem: stem == "e")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(6), raising=False)
+
+    def run(jobs, broken=""):
+        seen = []
+
+        def execute(stem, parameters, runs, threads):
+            seen.append((stem, "starts", threads))
+            time.sleep(0.05)
+            seen.append((stem, "ends", parameters))
+            if stem == broken:
+                raise InputError(stem)
+
+        monkeypatch.setattr(notebooks, "_execute", execute)
+        try:
+            notebooks._together(dict.fromkeys(AFTER, {}), AFTER, tmp_path, jobs)
+        except InputError as error:
+            seen.append((str(error), "fails", None))
+        return [(stem, what) for stem, what, _ in seen], {stem: n for stem, _, n in seen[::-1]}
+
+    return run
+
+
+@pytest.mark.parametrize("jobs", [1, 2, 3])
+def test_each_starts_when_those_that_it_follows_have_ended(pretend, jobs):
+    seen, threads = pretend(jobs)
+    at_a_time = 0
+    for position, (stem, what) in enumerate(seen):
+        at_a_time += 1 if what == "starts" else -1
+        assert at_a_time <= jobs
+        if what == "starts":
+            assert all((before, "ends") in seen[:position] for before in AFTER[stem])
+    assert sorted(stem for stem, what in seen if what == "ends") == list(AFTER)
+    assert threads == dict.fromkeys("abcd", 6 // jobs) | {"e": 6}
+
+
+def test_nothing_starts_after_a_failure(pretend):
+    seen, _ = pretend(2, broken="a")
+    assert seen == [("a", "starts"), ("a", "ends"), ("a", "fails")]

@@ -5,12 +5,15 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from nda.errors import InputError, needs
+from nda.artefact import warm
+from nda.errors import InputError, check_positive, needs
 from nda.places import home, shared
 from nda.store import Store
 
@@ -46,7 +49,7 @@ def numbered(number: str) -> list[str]:
 def defaults(notebook: str) -> dict[str, Any]:
     """The parameters that a notebook declares, with their defaults: the literals of its cell tagged
     `parameters`."""
-    cells = json.loads((SOURCES / f"{notebook}.ipynb").read_text())["cells"]
+    cells = _source(notebook)["cells"]
     source = next(
         "".join(cell["source"])
         for cell in cells
@@ -84,51 +87,159 @@ def profile(name: str, overrides: Mapping[str, Any] | None = None) -> dict[str, 
     return parameters
 
 
+def follows(notebook: str) -> set[str]:
+    """The notebooks whose results a notebook takes, from its own table.
+
+    These are the earlier ones that its row "Reads" links to, or all before it if it links to none.
+    One that measures time says so in its metadata (`"nda": {"alone": true}`): it follows all before
+    it, and is followed by all after it, so that nothing runs beside it.
+
+    Args:
+        notebook: its stem.
+
+    Returns:
+        Their stems.
+    """
+    before = {stem for stem in notebooks() if stem < notebook}
+    linked = {stem for stem in before if f"]({stem})" in _row(notebook, "Reads")}
+    if _alone(notebook) or not linked:
+        return before
+    return linked | {stem for stem in before if _alone(stem)}
+
+
+def shows_results(notebook: str) -> bool:
+    """Whether a notebook is a results page: one that reads `data/results/<profile>/` and writes
+    nothing.
+
+    Args:
+        notebook: its stem.
+
+    Returns:
+        True for a results page.
+    """
+    return (
+        "`data/results/<profile>/`" in _row(notebook, "Reads")
+        and _row(notebook, "Writes").strip() == "nothing"
+    )
+
+
+def _source(notebook: str) -> dict[str, Any]:
+    return json.loads((SOURCES / f"{notebook}.ipynb").read_text())
+
+
+def _row(notebook: str, name: str) -> str:
+    """What the table of a notebook has in the row `name`."""
+    start = f"| **{name}** |"
+    lines = (
+        line for cell in _source(notebook)["cells"] for line in "".join(cell["source"]).split("\n")
+    )
+    return next(line for line in lines if line.startswith(start))[len(start) : -1]
+
+
+def _alone(notebook: str) -> bool:
+    return _source(notebook)["metadata"].get("nda", {}).get("alone", False)
+
+
 def run(
     name: str,
     *,
     start: str | None = None,
     only: Sequence[str] = (),
     overrides: Mapping[str, Any] | None = None,
+    results: str | None = None,
+    jobs: int = 1,
 ) -> Path:
-    """Execute the notebooks of a profile and return the folder of the executed copies.
+    """Execute the notebooks of a profile.
 
-    start: number of the first notebook. only: numbers of those to run, if not all. Raises
-    InputError before anything runs if a name or a value is wrong; a notebook that fails stops the
-    run, and its executed copy stays to be looked at.
+    A notebook that fails stops the run, and its executed copy stays to be looked at.
+
+    Args:
+        name: the profile.
+        start: number of the first notebook.
+        only: numbers of those to run, if not all.
+        overrides: parameters that shall differ from the profile's.
+        results: the profile that results pages show, if it is another one.
+        jobs: how many notebooks may run at a time, each with its share of the cores, where none
+            needs the results of the other.
+
+    Returns:
+        The folder of the executed copies.
+
+    Raises:
+        InputError: before anything runs, if a name or a value is wrong; or if a notebook meets one.
     """
     needs("papermill", "book")
-    import papermill
-
+    check_positive("jobs", jobs)
     chosen = (
         sorted(stem for number in only for stem in numbered(number))
         or notebooks()[notebooks().index(numbered(start)[0]) if start else 0 :]
     )
-    parameters = profile(name, overrides)
+    given = {stem: profile(name, overrides) for stem in chosen}
+    after = {stem: follows(stem) & {*chosen} for stem in chosen}
+    if results and results != name:
+        for stem in filter(shows_results, chosen):
+            given[stem], after[stem] = profile(results), set()
     runs = home() / "book" / "runs"
     runs.mkdir(parents=True, exist_ok=True)
-    os.environ["TQDM_DISABLE"] = (
-        "1"  # in the kernels: executed notebooks hold results, not progress bars
-    )
-    for notebook in chosen:
-        print(f"{notebook} (profile {name})", flush=True)
-        mine = {key: value for key, value in parameters.items() if key in defaults(notebook)}
-        try:
-            papermill.execute_notebook(
-                SOURCES / f"{notebook}.ipynb",
-                runs / f"{notebook}.ipynb",
-                mine,
-                kernel_name="python3",
-                progress_bar=False,
-            )
-        except papermill.PapermillExecutionError as error:
-            seen = f"the executed copy is {runs / notebook}.ipynb"
-            if error.ename == "InputError":
-                raise InputError(f"{notebook}: {error.evalue} ({seen})") from None
-            raise RuntimeError(
-                f"notebook {notebook} failed with {error.ename}: {error.evalue}; {seen}"
-            ) from None
+    # in the kernels: executed notebooks hold results, not progress bars
+    os.environ["TQDM_DISABLE"] = "1"
+    if len(chosen) > 1 and warm.AVAILABLE:
+        _together(given, after, runs, jobs)
+    else:  # in a kernel that starts as always
+        for stem, parameters in given.items():
+            _execute(stem, parameters, runs)
     return runs
+
+
+def _together(
+    given: Mapping[str, Mapping[str, Any]], after: Mapping[str, set[str]], runs: Path, jobs: int
+) -> None:
+    """Execute notebooks in warm kernels, `jobs` at a time; each one when those that it follows are
+    done."""
+    with suppress(ImportError):
+        import black  # noqa: F401 # papermill's threads would do it both at once
+    waiting, done, running = list(given), set[str](), dict[Future[None], str]()
+    cores = len(os.sched_getaffinity(0))
+    modules = warm.imports(SOURCES / f"{stem}.ipynb" for stem in given)
+    # the kernels are killed first if something fails, so that no thread waits for them
+    with ThreadPoolExecutor(jobs) as pool, warm.kernels(modules):
+        while waiting or running:
+            ready = [stem for stem in waiting if after[stem] <= done]
+            for stem in ready[: jobs - len(running)]:
+                threads = cores if _alone(stem) else max(1, cores // jobs)
+                task = pool.submit(_execute, stem, given[stem], runs, threads)
+                waiting.remove(stem)
+                running[task] = stem
+            for task in wait(running, return_when=FIRST_COMPLETED).done:
+                done.add(running.pop(task))
+                task.result()
+
+
+def _execute(
+    notebook: str, parameters: Mapping[str, Any], runs: Path, threads: int | None = None
+) -> None:
+    """Execute one notebook with those of the parameters that it has."""
+    import papermill
+
+    print(f"{notebook} (profile {parameters['profile']})", flush=True)
+    set_threads = f"--IPKernelApp.exec_lines=import torch; torch.set_num_threads({threads})"
+    try:
+        papermill.execute_notebook(
+            SOURCES / f"{notebook}.ipynb",
+            runs / f"{notebook}.ipynb",
+            {key: value for key, value in parameters.items() if key in defaults(notebook)},
+            kernel_name="python3",
+            progress_bar=False,
+            start_timeout=600,  # on a machine that is busy
+            extra_arguments=[set_threads] if threads else [],
+        )
+    except papermill.PapermillExecutionError as error:
+        seen = f"the executed copy is {runs / notebook}.ipynb"
+        if error.ename == "InputError":
+            raise InputError(f"{notebook}: {error.evalue} ({seen})") from None
+        raise RuntimeError(
+            f"notebook {notebook} failed with {error.ename}: {error.evalue}; {seen}"
+        ) from None
 
 
 def plan(name: str, overrides: Mapping[str, Any] | None = None) -> "Plan":
