@@ -11,6 +11,7 @@ import torch
 
 from nda.report import said
 
+FAMILIES = ("select", "report")
 SUMMARY = pd.DataFrame(
     [["trak", 30.0, 25.0, 34.0, 12.0, 8.0, 16.0], ["das", 40.0, 35.0, 44.0, 22.0, -1.0, 26.0]],
     columns=["method", "lds", "low", "high", "gain", "gain_low", "gain_high"],
@@ -107,13 +108,18 @@ def test_all_of_a_table_can_be_said(published):
     assert text(published, "trak_gen_centred_versus") == "'ahead of'"
     assert text(published, "das_gen_centred_versus") == "'not shown to differ from'"
     assert text(published, "das_gen_centred_difference") == "22.0"
+    assert text(published, "ahead_gen_centred") == "'TRAK'"
+    assert text(published, "undecided_gen_centred") == "'DAS'"
+    assert text(published, "behind_gen_centred") == "'none'"
     assert text(published, "gas_gen_centred") == "nan"
     assert text(published, "gas_gen_centred_versus") == "'not run'"
 
 
-def test_the_headline_has_its_methods_in_order_and_the_ceiling():
-    summary = pd.concat([SUMMARY, SUMMARY.assign(method=["gas", "random"])])
-    table = said.headline({"val": summary}, {"val": (80.0, 75.0, 85.0)})
-    assert list(table.index) == ["Random (null)", "TRAK", "DAS", "Ceiling"]
-    assert table.loc["TRAK"].tolist() == ["train images, model", "30.0 [25.0,\u00a034.0]", "38"]
-    assert table.loc["Ceiling"].tolist() == ["", "80.0 [75.0,\u00a085.0]", ""]
+def test_all_of_an_ablation_can_be_said(published):
+    rows = [["K, TRAK", "1", "val", 20.0, 24.0], ["K, TRAK", "10", "val", 30.0, 22.0]]
+    said.say_settings(pd.DataFrame(rows, columns=["ablation", "setting", "queries", *FAMILIES]))
+    values = {name: text(published, f"k_trak_val_{name}") for name in ("most", "chosen", "is_10")}
+    assert values == {"most": "24.0", "chosen": "22.0", "is_10": "22.0"}
+    assert text(published, "k_trak_val_chosen_at") == "'10'"
+    assert text(published, "k_trak_val_least_at") == "'10'"
+    assert text(published, "k_trak_val_span") == "2.0"

@@ -6,6 +6,7 @@ another page by ``{glue:text}`runs/10_lds.ipynb::nda_val:.1f` ``. A word needs t
 """
 
 import base64
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -119,6 +120,7 @@ def say_scores(
     `das_val_interval`, `das_val_share` (of the ceiling), `das_val_gain` (to the reference of
     `summaries`), `das_val_difference` with its `das_val_apart` (to that of `against`), and the word
     `das_val_versus` for the latter. Those of `("centred", "val")` start with `das_val_centred`.
+    `ahead_val`, `behind_val` and `undecided_val` list the methods by that word.
 
     Args:
         summaries: by (kind, which), a table of `nda.evidence.lds.summary`.
@@ -136,8 +138,20 @@ def say_scores(
         for row in rows:
             found = _row(scores[row], apart[row]) if row in scores else _absent()
             found["share"] = 100 * found[""] / (ceilings[kind, which][0] or np.nan)
-            said |= {f"{row}_{ending}_{name}".rstrip("_"): v for name, v in found.items()}
+            said |= {f"{_slug(row)}_{ending}_{name}".rstrip("_"): v for name, v in found.items()}
+        said |= {f"{name}_{ending}": names for name, names in _sorted(apart).items()}
     say(**said)
+
+
+def _sorted(apart: Mapping[Any, Mapping[str, float]]) -> dict[str, str]:
+    """Which methods are ahead, behind and not shown to differ, in the order of the tables."""
+    places = {"ahead of": "ahead", "behind": "behind", "not shown to differ from": "undecided"}
+    found: dict[str, list[str]] = {place: [] for place in places.values()}
+    for row in (row for row in METHODS if row in apart and row != "random"):
+        ends = apart[row]["gain_low"], apart[row]["gain_high"]
+        if any(ends):  # the method that all are held against differs by nothing at all
+            found[places[versus(*ends)]].append(label(row))
+    return {place: listed(names) for place, names in found.items()}
 
 
 def _by_method(summary: pd.DataFrame) -> dict[Any, dict[Any, float]]:
@@ -160,42 +174,35 @@ def _absent() -> dict[str, Any]:
     return numbers | dict.fromkeys(("interval", "apart", "versus"), "not run")
 
 
-HEADLINE = (
-    "random",
-    "pixel_dot",
-    "efficientnet_cosine",
-    "gradient_cosine",
-    "nda_imagewise",
-    "nda_two_scale",
-    "trak",
-    "d_trak",
-    "das",
-    "ekfac",
-)
+def say_settings(rows: pd.DataFrame) -> None:
+    """Give a table of ablations to the sentences of the book.
 
-
-def headline(
-    summaries: Mapping[str, pd.DataFrame], ceilings: Mapping[str, Sequence[float]]
-) -> pd.DataFrame:
-    """The one table that matters: a few methods, what they need, and how well they predict.
+    For the ablation "top_k" on validation queries the names are `top_k_val_most` and
+    `top_k_val_least`, the best and the worst LDS on `report`, with their settings
+    `top_k_val_most_at` and `top_k_val_least_at`, the distance `top_k_val_span`, what the choice on
+    `select` is worth, `top_k_val_chosen`, with `top_k_val_chosen_at`, and one name for each
+    setting, such as `top_k_val_is_3`. In names of ablations everything but letters and digits
+    becomes an underscore: "K, TRAK" is `k_trak`.
 
     Args:
-        summaries: by the name of the queries ("val", "gen"), a table of `nda.evidence.lds.summary`.
-        ceilings: by the same names, (value, low, high) in percent.
-
-    Returns:
-        A row per method of `HEADLINE` that is in the tables, and the ceiling; cells are text.
+        rows: a row per setting and kind of queries, columns ablation, setting, queries, select and
+            report, in percent.
     """
-    kinds = {"val": "held-out images", "gen": "generated images"}
-    columns: dict[str, dict[str, str]] = {"looks at": {}}
-    for which, summary in summaries.items():
-        scores, (ceiling, low, high) = _by_method(summary), ceilings[which]
-        shown, shares = f"LDS, %, {kinds[which]}", f"of the ceiling, %, {kinds[which]}"
-        columns[shown], columns[shares] = {}, {}
-        for row in [row for row in HEADLINE if row in scores]:
-            lds = scores[row]
-            columns["looks at"][label(row)] = METHODS[row].needs
-            columns[shown][label(row)] = f"{lds['lds']:.1f} {interval(lds['low'], lds['high'])}"
-            columns[shares][label(row)] = f"{100 * lds['lds'] / (ceiling or np.nan):.0f}"
-        columns[shown]["Ceiling"] = f"{ceiling:.1f} {interval(low, high)}"
-    return pd.DataFrame(columns).fillna("")
+    said: dict[str, Any] = {}
+    for (ablation, which), group in rows.groupby(["ablation", "queries"]):
+        stem, values = f"{_slug(ablation)}_{which}", group.set_index("setting")["report"]
+        chosen: Any = group.set_index("setting")["select"].idxmax()
+        picks: dict[str, Any] = {
+            "most": values.idxmax(),
+            "least": values.idxmin(),
+            "chosen": chosen,
+        }
+        for name, at in picks.items():
+            said |= {f"{stem}_{name}": values.loc[at], f"{stem}_{name}_at": str(at)}
+        said[f"{stem}_span"] = values.max() - values.min()
+        said |= {f"{stem}_is_{_slug(setting)}": value for setting, value in values.items()}
+    say(**said)
+
+
+def _slug(name: Any) -> str:
+    return re.sub(r"\W+", "_", str(name).lower()).strip("_")

@@ -1,0 +1,31 @@
+"""The one table that matters."""
+
+import pandas as pd
+import pytest
+
+from nda.report import headline
+
+COLUMNS = ["method", "lds", "low", "high", "gain", "gain_low", "gain_high"]
+ROWS = [["das", 40.0, 35.0, 44.0, 22.0, -1.0, 26.0], ["trak", 30.0, 25.0, 34.0, 12.0, 8.0, 16.0]]
+
+
+@pytest.fixture
+def table():
+    more = [["gas", *ROWS[0][1:]], ["random", *ROWS[0][1:]]]
+    summary = pd.DataFrame(ROWS + more, columns=COLUMNS)
+    return headline.headline({"val": summary}, {"val": (80.0, 75.0, 85.0)})
+
+
+def test_its_methods_are_in_order_and_the_ceiling_is_last(table):
+    assert list(table.index) == ["Random (null)", "TRAK", "DAS", "Ceiling"]
+    assert table.loc["TRAK"].tolist() == ["train images, model", "30.0 [25.0,\u00a034.0]", "38"]
+    assert table.loc["Ceiling"].tolist() == ["", "80.0 [75.0,\u00a085.0]", ""]
+
+
+def test_it_can_be_written_in_markdown(table):
+    lines = headline.markdown(table).splitlines()
+    assert (
+        lines[0] == "|  | looks at | LDS, %, held-out images | of the ceiling, %, held-out images |"
+    )
+    assert lines[1] == "| --- | --- | ---: | ---: |"
+    assert lines[3] == "| TRAK | train images, model | 30.0 [25.0,\u00a034.0] | 38 |"
