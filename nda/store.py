@@ -11,7 +11,7 @@ from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, Literal, Self
 
 import pandas as pd
 import torch
@@ -37,6 +37,8 @@ NOTEBOOKS = {
     "effects": "05_nda, 06_similarity, 07_gradients and 08_influence",
 }
 Value = Tensor | Mapping[str, Tensor] | pd.DataFrame
+Role = Literal["working", "results"]
+COPIED = "{} as it was computed"  # the input of a copy in fewer bits: what it is a copy of
 
 
 class Store:
@@ -46,32 +48,81 @@ class Store:
     sidecar; `load` gives it back after checking its hash, its axes and that its inputs have not
     changed since. Nothing is pickled. A write is atomic: it goes to a temporary file first, so that
     a full disk or a kill leaves the old result or none, never half of one.
+
+    Args:
+        folder: where they are.
+        role: `"working"` or `"results"`, if this is one of the two stores of a profile: `used_as`
+            then refuses to take one for the other.
     """
 
-    def __init__(self, folder: Path | str):
-        self.folder = Path(folder)
+    def __init__(self, folder: Path | str, *, role: Role | None = None):
+        self.folder, self.role = Path(folder), role
 
     @classmethod
-    def working(cls, profile: str) -> "Store":
-        """`data/<profile>/`: everything that a profile computes; not committed."""
-        return cls(home() / "data" / profile)
+    def working(cls, profile: str) -> Self:
+        """`data/<profile>/`: everything that a profile computes; not committed.
+
+        Args:
+            profile: its name.
+
+        Returns:
+            The store.
+        """
+        return cls(home() / "data" / profile, role="working")
 
     @classmethod
-    def results(cls, profile: str) -> "Store":
+    def results(cls, profile: str) -> Self:
         """`data/results/<profile>/`: the small sufficient statistics that the results notebooks
-        read."""
-        return cls(home() / "data" / "results" / profile)
+        read.
+
+        Args:
+            profile: its name.
+
+        Returns:
+            The store.
+        """
+        return cls(home() / "data" / "results" / profile, role="results")
 
     @classmethod
-    def shipped(cls, profile: str) -> "Store":
-        """`data/results/<profile>/` of the repository itself, wherever `NDA_HOME` points."""
-        return cls(shared("results") / profile)
+    def shipped(cls, profile: str) -> Self:
+        """`data/results/<profile>/` that comes with the module, wherever `NDA_HOME` points.
+
+        Args:
+            profile: its name.
+
+        Returns:
+            The store.
+        """
+        return cls(shared("results") / profile, role="results")
+
+    def used_as(self, role: Role) -> Self:
+        """This store, for a function that takes one of the two stores of a profile.
+
+        Args:
+            role: `"working"` or `"results"`.
+
+        Returns:
+            Itself.
+
+        Raises:
+            InputError: if it is the other one.
+        """
+        if self.role not in (None, role):
+            raise InputError(
+                f"{self.folder} is a {self.role} store, but a {role} store is needed here; pass"
+                f" Store.{role}(profile)"
+            )
+        return self
 
     def __contains__(self, name: str) -> bool:
         return self._sidecar(name).exists()
 
     def names(self) -> list[str]:
-        """All results here, sorted."""
+        """All results here.
+
+        Returns:
+            Their names, sorted.
+        """
         return sorted(
             str(path.relative_to(self.folder))[: -len(".json")]
             for path in self.folder.rglob("*.json")
@@ -79,7 +130,17 @@ class Store:
 
     def info(self, name: str) -> dict[str, Any]:
         """The sidecar of a result: kind, axes, shape, dtype, sha256, parameters, inputs, seconds,
-        device, versions, written."""
+        device, versions, written.
+
+        Args:
+            name: of the result.
+
+        Returns:
+            What the sidecar says.
+
+        Raises:
+            InputError: if the result is missing or its sidecar damaged.
+        """
         try:
             info = json.loads(self._sidecar(name).read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -112,22 +173,27 @@ class Store:
         inputs: Mapping[str, str] | None = None,
         seconds: float | None = None,
     ) -> None:
-        """Write `value` under `name`.
+        """Write `value` under `name`. If it fails, the folder is as before.
 
-        axes: names of a tensor's axes, for example `"subset seed query"`. parameters: what it was
-        computed with; a result that is already there with other parameters is an error, not
-        overwritten. inputs: `{name: sha256}` of what it was computed from (see `sha256`). seconds:
-        wall-clock time it took. Raises InputError; then the folder is as before.
+        Args:
+            name: of the result.
+            value: a tensor, a dictionary of tensors, or a table.
+            axes: names of a tensor's axes, for example `"subset seed query"`.
+            parameters: what it was computed with; a result that is already there with other
+                parameters is not overwritten.
+            inputs: `{name: sha256}` of what it was computed from (see `sha256`); a result that is
+                already there from other inputs is not overwritten either.
+            seconds: wall-clock time it took.
+
+        Raises:
+            InputError: if there is one with other parameters or from other inputs, if the axes do
+                not fit, or if it cannot be written.
         """
-        parameters = _plain(parameters or {})
-        if name in self and (old := self.info(name)["parameters"]) != parameters:
-            changed = ", ".join(
-                k for k in sorted(old | parameters) if old.get(k) != parameters.get(k)
-            )
-            raise InputError(
-                f"{name} in {self.folder} was computed with other parameters ({changed}); delete"
-                " that folder or choose another profile name"
-            )
+        made: dict[str, dict] = {
+            "parameters": plain(parameters or {}),
+            "inputs": {**(inputs or {})},
+        }
+        self._refuse_other(name, made)
         kind, suffix, payload = _encode(value)
         if isinstance(value, Tensor) and len(axes.split()) != value.ndim:
             raise InputError(f"axes of {name} must name {value.ndim} axes, not {axes!r}")
@@ -136,26 +202,44 @@ class Store:
             "axes": axes,
             **_describe(value),
             "sha256": hashlib.sha256(payload).hexdigest(),
-            "parameters": parameters,
-            "inputs": dict(inputs or {}),
+            **made,
             "seconds": seconds,
             "versions": VERSIONS,
             "written": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        self._replace(
-            {
-                self._path(name, suffix): payload,
-                self._sidecar(name): json.dumps(sidecar, indent=1, ensure_ascii=False).encode(),
-            }
-        )
+        self._replace({self._path(name, suffix): payload, self._sidecar(name): _json(sidecar)})
+
+    def correct(self, name: str, *, reason: str, date: str, **changed: Any) -> None:
+        """Put right what the sidecar of a result says, without touching the result, and say so
+        under `"corrected"`. Where all is right already, nothing is written.
+
+        Args:
+            name: of the result.
+            reason: why it was wrong.
+            date: of the correction, as YYYY-MM-DD.
+            changed: the true `parameters`, `inputs` or other entries.
+        """
+        info = self.info(name)
+        if (right := info | plain(changed)) != info:
+            right["corrected"] = {"date": date, "reason": reason}
+            self._replace({self._sidecar(name): _json(right)})
 
     def matches(self, name: str, parameters: Mapping[str, Any], inputs: Mapping[str, str]) -> bool:
         """Whether `name` is here, computed with these parameters from these inputs, so that it need
-        not be computed again."""
+        not be computed again.
+
+        Args:
+            name: of the result.
+            parameters: as in `save`.
+            inputs: as in `save`.
+
+        Returns:
+            Whether it is.
+        """
         if name not in self:
             return False
         info = self.info(name)
-        return info["parameters"] == _plain(parameters) and info["inputs"] == dict(inputs)
+        return info["parameters"] == plain(parameters) and info["inputs"] == dict(inputs)
 
     def kept(
         self,
@@ -165,30 +249,45 @@ class Store:
         axes: str = "",
         parameters: Mapping[str, Any],
         inputs: Mapping[str, str],
+        seconds: float | None | Literal["measured"] = "measured",
     ) -> Any:
         """What is under `name` if it was computed with these parameters from these inputs; if not,
         what `make` returns, saved there.
 
-        For intermediate results, which a killed run need not compute again: one that does not match
-        is replaced. Raises InputError.
+        For results that a killed run need not compute again: one that does not match is replaced.
+
+        Args:
+            name: of the result.
+            make: computes it.
+            axes: as in `save`.
+            parameters: as in `save`.
+            inputs: as in `save`.
+            seconds: what it took, where that is not the time that `make` takes now.
+
+        Returns:
+            The result.
         """
         if not self.matches(name, parameters, inputs):
             started, value = perf_counter(), make()
+            took = perf_counter() - started if seconds == "measured" else seconds
             self.delete(name)
-            self.save(
-                name,
-                value,
-                axes=axes,
-                parameters=parameters,
-                inputs=inputs,
-                seconds=perf_counter() - started,
-            )
+            self.save(name, value, axes=axes, parameters=parameters, inputs=inputs, seconds=took)
         return self.load(name)
 
     def load(self, name: str, axes: str | None = None) -> Any:
-        """The result called `name`: a tensor, a dictionary of tensors, or a table. Raises
-        InputError if it is missing, was changed on disk, has other axes than asked for, or was
-        computed from inputs that have been replaced since."""
+        """The result called `name`: a tensor, a dictionary of tensors, or a table.
+
+        Args:
+            name: of the result.
+            axes: those that it must have, if any are asked for.
+
+        Returns:
+            The result.
+
+        Raises:
+            InputError: if it is missing, was changed on disk, has other axes than asked for, or was
+                computed from inputs that have been replaced since.
+        """
         info = self.info(name)
         path = self._path(name, ".csv" if info["kind"] == "table" else ".safetensors")
         payload = path.read_bytes() if path.exists() else b""
@@ -202,11 +301,7 @@ class Store:
                 f"{name} in {self.folder} has axes {info['axes']!r}, not {axes!r}; it is from"
                 " another version, compute it again"
             )
-        stale = [
-            i
-            for i, sha256 in info["inputs"].items()
-            if i in self and self.info(i)["sha256"] != sha256
-        ]
+        stale = [i for i, sha in info["inputs"].items() if i in self and self.sha256(i)[i] != sha]
         if stale:
             raise InputError(
                 f"{name} in {self.folder} was computed from another {stale[0]}; delete {name} and"
@@ -215,15 +310,35 @@ class Store:
         return _decode(info["kind"], payload)
 
     def sha256(self, *names: str) -> dict[str, str]:
-        """`{name: sha256}`, to be passed as `inputs` of what is computed from them."""
-        return {name: self.info(name)["sha256"] for name in names}
+        """`{name: sha256}`, to be passed as `inputs` of what is computed from them.
+
+        Args:
+            names: of results; of a copy in fewer bits, the hash is that of what was copied.
+
+        Returns:
+            Their hashes.
+        """
+        infos = {name: self.info(name) for name in names}
+        return {
+            name: info["inputs"].get(COPIED.format(name), info["sha256"])
+            for name, info in infos.items()
+        }
 
     def write(self, file: str, text: str) -> None:
-        """A page for people, without a sidecar."""
+        """A page for people, without a sidecar.
+
+        Args:
+            file: its name.
+            text: what it says.
+        """
         self._replace({self.folder / file: text.encode()})
 
     def delete(self, name: str) -> None:
-        """Remove a result if it is there, sidecar first."""
+        """Remove a result if it is there, sidecar first.
+
+        Args:
+            name: of the result.
+        """
         self._sidecar(name).unlink(missing_ok=True)
         for suffix in (".safetensors", ".csv"):
             self._path(name, suffix).unlink(missing_ok=True)
@@ -233,6 +348,21 @@ class Store:
 
     def _sidecar(self, name: str) -> Path:
         return self._path(name, ".json")
+
+    def _refuse_other(self, name: str, made: dict[str, dict[str, Any]]) -> None:
+        """Whether `name` may be written over what is there."""
+        old = self.info(name) if name in self else made
+        for what, how in {"parameters": "with other", "inputs": "from other"}.items():
+            changed = [
+                key
+                for key in sorted(old[what] | made[what])
+                if old[what].get(key) != made[what].get(key)
+            ]
+            if changed:
+                raise InputError(
+                    f"{name} in {self.folder} was computed {how} {what} ({', '.join(changed)});"
+                    " delete that folder or choose another profile name"
+                )
 
     def _replace(self, files: Mapping[Path, bytes]) -> None:
         """Write all files or none; the last one is the sidecar, without which a result does not
@@ -260,9 +390,32 @@ class Store:
                 written.unlink(missing_ok=True)
 
 
-def _plain(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters as JSON gives them back: tuples become lists."""
-    return json.loads(json.dumps(dict(parameters)))
+def plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters as JSON gives them back: tuples become lists.
+
+    Args:
+        values: whatever JSON can hold.
+
+    Returns:
+        The same, as a sidecar holds it.
+    """
+    return json.loads(json.dumps(dict(values)))
+
+
+def digest_json(values: Any) -> str:
+    """The sha256 of plain values, whatever the order of their keys: of a recipe, for example.
+
+    Args:
+        values: whatever JSON can hold.
+
+    Returns:
+        The hash.
+    """
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _json(sidecar: Mapping[str, Any]) -> bytes:
+    return json.dumps(sidecar, indent=1, ensure_ascii=False).encode()
 
 
 def _encode(value: Value) -> tuple[str, str, bytes]:
@@ -298,7 +451,14 @@ def _describe(value: Value) -> dict[str, Any]:
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
-    """The sha256 of tensors, with their names, shapes and dtypes."""
+    """The sha256 of tensors, with their names, shapes and dtypes.
+
+    Args:
+        tensors: by name.
+
+    Returns:
+        The hash.
+    """
     made = hashlib.sha256()
     for name, tensor in tensors.items():
         made.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())

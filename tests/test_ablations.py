@@ -12,7 +12,7 @@ from nda import rng
 from nda.evidence import lds
 from nda.evidence.ablations import nonparametric
 from nda.evidence.ablations.nonparametric import best_windows, kept_scores, settings, table, windows
-from nda.evidence.truth import lds_row
+from nda.evidence.truth import lds_row, truths
 from nda.nonparametric.config import NDAConfig, Scale
 from nda.nonparametric.scores import nda_scores
 from nda.store import Store
@@ -285,7 +285,7 @@ def by_hand(scores, kind, family, results, centred):
 def test_rows_are_scipys_on_the_right_half_of_the_queries(stores, kind):
     _, results = stores
     scores = draw(f"scores {kind}", COUNTS[kind], COUNTS["train"])
-    row = lds_row(scores, kind, results, resamples=300)
+    row = lds_row(scores, truths(results, kind), resamples=300)
     expected = {}
     for family in ("select", "report"):
         for suffix, centred in (("", False), ("_centred", True)):
@@ -314,6 +314,6 @@ def test_the_table_has_a_row_for_every_ablation_and_kind(stores):
         [(a, kind) for a in tried for kind in ("val", "gen")], found.to_dict("records"), strict=True
     ):
         expected = lds_row(
-            nda_scores(store.load(kind), store.load("train"), a.config), kind, results
+            nda_scores(store.load(kind), store.load("train"), a.config), truths(results, kind)
         )
         assert {name: row[name] for name in expected} == pytest.approx(expected)

@@ -16,7 +16,7 @@ from nda import rng
 from nda.errors import InputError
 from nda.evidence import tuning
 from nda.evidence.ablations import gradients
-from nda.evidence.truth import lds_row
+from nda.evidence.truth import lds_row, truths
 from nda.model import outputs
 from nda.model.outputs import uniform_timesteps
 from nda.rivals.gradients import Readout, features
@@ -290,7 +290,7 @@ def test_every_setting_is_there_once_for_each_kind(home):
 
 
 def test_columns_are_those_of_the_other_ablations(home):
-    truth = lds_row(draw("scores", COUNTS["val"], TRAIN), "val", Store(home[0] / "results"))
+    truth = lds_row(draw("scores", COUNTS["val"], TRAIN), truths(Store(home[0] / "results"), "val"))
     assert list(home[1]) == ["ablation", "setting", "queries", *truth]
     assert home[1][list(truth)].notna().all(axis=None)
 
@@ -345,7 +345,7 @@ def choices(store, results):
             kind: gradients.candidates(images[kind], images["train"], variant.share)
             for kind in ("val", "gen")
         }
-        found[name, setting] = gradients.tuned_scores(products, near, results)[0]
+        found[name, setting] = gradients.tuned_scores(products, near, truths(results, "val"))[0]
     return found
 
 

@@ -13,8 +13,7 @@ from nda.data.subsets import keep_masks
 from nda.errors import InputError
 from nda.evidence import lds
 from nda.evidence.ranks import spearman
-from nda.evidence.truth import group_effects, record
-from nda.store import Store
+from nda.evidence.truth import group_effects
 
 
 def normal(*shape, name="lds"):
@@ -73,14 +72,6 @@ def test_dattri(dtype):
     torch.testing.assert_close(
         lds.lds(group_effects(scores, MASKS), losses), theirs.double(), rtol=0, atol=1e-6
     )
-
-
-def test_group_effects_are_sums_over_members():
-    scores = normal(3, 40).float()
-    effects = group_effects(scores, MASKS)
-    assert effects.shape == (24, 3) and effects.dtype == torch.float64
-    for subset, mask in enumerate(MASKS):
-        torch.testing.assert_close(effects[subset], scores[:, mask].double().sum(1))
 
 
 def test_sign_in_a_model_that_can_be_solved():
@@ -212,28 +203,6 @@ def test_summary_is_in_percent_with_paired_gains():
     assert list(table.index) == ["good", "null"]
 
 
-def test_record_keeps_scores_and_their_effects(tmp_path):
-    store, results = Store(tmp_path / "work"), Store(tmp_path / "results")
-    for name in ("train", "val"):
-        store.save(name, normal(2), axes="image")
-    results.save("masks/report", MASKS, axes="subset train")
-    scores = normal(3, 40)
-    made = {"store": store, "results": results, "parameters": {"patch": 3}, "seconds": 1.5}
-    record("nda", "val", scores, **made)
-    assert torch.equal(store.load("scores/nda-val", "query train"), scores)
-    assert torch.equal(
-        results.load("effects/nda-val", "subset query"), group_effects(scores, MASKS).float()
-    )
-    for place, name in ((store, "scores/nda-val"), (results, "effects/nda-val")):
-        assert place.info(name)["parameters"] == {"patch": 3} and place.info(name)["seconds"] == 1.5
-    with pytest.raises(InputError, match="transposed"):
-        record("other", "val", scores.T, **made)
-    assert "scores/other-val" not in store
-    results.save("masks/report", ~MASKS, axes="subset train")
-    with pytest.raises(InputError, match="another masks/report"):
-        results.load("effects/nda-val")
-
-
 # ---- ceiling
 
 
@@ -267,20 +236,6 @@ def test_ceiling_of_noise_is_near_zero_and_of_equal_seeds_one():
 # ---- bad input
 
 GOOD = normal(10, 4)
-
-
-@pytest.mark.parametrize(
-    ("scores", "reason"),
-    [
-        (normal(40, 3), r"\[query, train=40\].*transposed"),
-        (normal(3, 39), "scores"),
-        (normal(40), "scores"),
-        (normal(3, 40).index_fill(1, torch.tensor(1), float("nan")), "scores .*NaN"),
-    ],
-)
-def test_bad_scores(scores, reason):
-    with pytest.raises(InputError, match=reason):
-        group_effects(scores, MASKS)
 
 
 @pytest.mark.parametrize(

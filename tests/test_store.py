@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from nda import rng
 from nda.errors import InputError
 from nda.places import home
-from nda.store import NOTEBOOKS, Store
+from nda.store import COPIED, NOTEBOOKS, Store, digest_json
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TENSOR = torch.randn(3, 4, generator=rng.generator("store"))
@@ -106,6 +106,14 @@ def test_other_parameters(store):
     assert store.names() == [] and not list(store.folder.iterdir())
 
 
+def test_other_inputs(store):
+    store.save("x", TENSOR, axes="a b", inputs={"train": "1", "val": "2"})
+    store.save("x", TENSOR + 1, axes="a b", inputs={"val": "2", "train": "1"})
+    with pytest.raises(InputError, match=r"x in .* from other inputs \(model, train\); delete"):
+        store.save("x", TENSOR, axes="a b", inputs={"train": "3", "val": "2", "model": "4"})
+    assert torch.equal(store.load("x"), TENSOR + 1)
+
+
 @pytest.mark.parametrize("axes", ["", "a", "a b c"])
 def test_axes_that_do_not_fit(store, axes):
     with pytest.raises(InputError, match="axes"):
@@ -144,6 +152,18 @@ def test_changed_input(store):
         store.load("scores")
 
 
+def test_what_was_computed_from_the_original_is_not_stale_beside_a_copy(store):
+    inputs = {COPIED.format("gen"): "0" * 64}
+    store.save("gen", TENSOR.half(), axes="a b", inputs=inputs)
+    assert store.sha256("gen") == {"gen": "0" * 64}
+    store.save("losses", TENSOR, axes="a b", inputs=store.sha256("gen"))
+    assert torch.equal(store.load("losses"), TENSOR)
+    store.delete("gen")
+    store.save("gen", TENSOR.half(), axes="a b", inputs={COPIED.format("gen"): "1" * 64})
+    with pytest.raises(InputError, match="another gen"):
+        store.load("losses")
+
+
 @pytest.mark.parametrize("name", ["masks/report", "gen", "losses"])
 def test_missing_names_the_notebook(store, name):
     for use in (store.load, store.info, store.sha256):
@@ -161,6 +181,41 @@ def test_broken_sidecar(store, text):
     for use in (store.load, store.info, lambda name: store.save(name, TENSOR, axes="a b")):
         with pytest.raises(InputError, match="sidecar of x"):
             use("x")
+
+
+def test_a_correction_is_marked_and_leaves_the_result(store):
+    store.save("x", TENSOR, axes="a b", parameters={"unit_norm": False}, inputs={"train": "1"})
+    before, file = store.info("x"), store.folder / "x.safetensors"
+    payload = file.read_bytes()
+    said = {"date": "2026-01-02", "reason": "it was not so"}
+    store.correct("x", parameters={"unit_norm": False}, **said)
+    assert store.info("x") == before  # nothing to put right
+    for _ in range(2):
+        store.correct("x", parameters={"unit_norm": True, "k": (1, 2)}, **said)
+        assert store.info("x") == before | {
+            "parameters": {"unit_norm": True, "k": [1, 2]},
+            "corrected": said,
+        }
+    store.correct("x", parameters={"unit_norm": True, "k": [1, 2]}, date="2027", reason="again")
+    assert store.info("x")["corrected"] == said and file.read_bytes() == payload
+    assert torch.equal(store.load("x", "a b"), TENSOR) and not leftovers(store)
+
+
+def test_the_two_stores_of_a_profile_are_told_apart(tmp_path):
+    working, results = Store.working("p"), Store.results("p")
+    assert working.used_as("working") is working and results.used_as("results") is results
+    assert Store.shipped("p").used_as("results") and Store(tmp_path).used_as("working")
+    with pytest.raises(InputError, match=r"a working store, but a results .*Store\.results"):
+        working.used_as("results")
+    with pytest.raises(InputError, match=r"a results store, but a working .*Store\.working"):
+        results.used_as("working")
+
+
+def test_the_digest_of_a_mapping_depends_on_values_and_not_on_their_order():
+    one = {"epochs": 2, "unet": {"a": [1, 2], "b": 0.5}}
+    assert digest_json(one) == digest_json({"unet": {"b": 0.5, "a": (1, 2)}, "epochs": 2})
+    others = [one | {"epochs": 3}, one | {"unet": {"a": [2, 1], "b": 0.5}}, {}]
+    assert len({digest_json(values) for values in [one, *others]}) == 4
 
 
 # ---- writes that fail
@@ -292,6 +347,10 @@ def test_kept_results_are_made_once_and_replaced_if_they_do_not_match(tmp_path):
         keep(5),
     ] == [1, 1, 3, 4, 5]
     assert calls == [1, 3, 4, 5] and store.info("parts/x")["seconds"] >= 0
+    for seconds in (7.0, None):
+        assert keep(6, inputs={"a": str(seconds)}, seconds=seconds) == 6
+        assert store.info("parts/x")["seconds"] == seconds
+    assert keep(5) == 5
     with pytest.raises(ZeroDivisionError):
         store.kept("parts/y", lambda: 1 / 0, axes="train", parameters={}, inputs={})
     assert "parts/y" not in store and keep(6) == 5

@@ -4,14 +4,15 @@ that says how all was made."""
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from nda.store import VERSIONS, Store
+from nda.store import COPIED, VERSIONS, Store
 
 
 def ship(profile: str) -> Path:
@@ -21,33 +22,24 @@ def ship(profile: str) -> Path:
     Returns the page's path. Raises InputError if a notebook that makes any of it has not run yet.
     """
     store, results = Store.working(profile), Store.results(profile)
-    checkpoints = [
-        name
-        for name in store.names()
-        if name.startswith("model-") and name.removeprefix("model-").isdecimal()
-    ]
-    halved = {
-        name: {key: value.half() for key, value in store.load(name).items()} for name in checkpoints
-    }
-    for name, value in {
-        "model": store.load("model"),
-        **halved,
-        "gen": levels(store.load("gen")),
-    }.items():
-        made = store.info(name)
-        inputs = {f"{name} as it was computed": made["sha256"]}
-        if not results.matches(name, made["parameters"], inputs):
-            results.delete(name)
-            results.save(
-                name,
-                value,
-                axes=made["axes"],
-                parameters=made["parameters"],
-                inputs=inputs,
-                seconds=made["seconds"],
-            )
+    for name, copy in _copies(store).items():
+        made = {key: store.info(name)[key] for key in ("axes", "parameters", "seconds")}
+        inputs = {COPIED.format(name): store.info(name)["sha256"]}
+        results.kept(name, partial(copy, store.load(name)), inputs=inputs, **made)
     results.write("PROVENANCE.md", provenance(profile))
     return results.folder / "PROVENANCE.md"
+
+
+def _copies(store: Store) -> dict[str, Callable[[Any], Any]]:
+    """What is copied to the results, and how: the model as it is, its checkpoints in 16 bits, the
+    generated queries in 8."""
+    shares = store.info("model")["parameters"]["recipe"]["checkpoints"][:-1]
+    checkpoints = [f"model-{round(100 * share)}" for share in shares]
+    return {"model": dict, **dict.fromkeys(checkpoints, _halved), "gen": levels}
+
+
+def _halved(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.half() for name, value in weights.items()}
 
 
 def levels(images: Tensor) -> Tensor:

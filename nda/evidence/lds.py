@@ -15,20 +15,34 @@ from torch import Tensor
 
 from nda import rng
 from nda.errors import InputError
-from nda.evidence.ranks import _check, _exact, _Order, _Truth, spearman
+from nda.evidence.ranks import Order, Weighted, check_pair, exact_dtype, spearman
 
 
 def centre(values: Float[Tensor, "*model query"]) -> Float[Tensor, "*model query"]:
     """Remove each model's mean over the queries. Applied to losses and effects alike it gives the
-    *centred* LDS."""
+    *centred* LDS.
+
+    Args:
+        values: losses or effects.
+
+    Returns:
+        The same without their means.
+    """
     return values - values.mean(-1, keepdim=True)
 
 
 def lds(
     effects: Float[Tensor, "subset query"], losses: Float[Tensor, "subset query"]
 ) -> Float[Tensor, "query"]:
-    """LDS of each query, in [-1, 1]; the LDS of a method is the mean. Losses are means over seeds
-    and timesteps (D-TRAK)."""
+    """LDS of each query, in [-1, 1]; the LDS of a method is the mean.
+
+    Args:
+        effects: what is predicted of each subset.
+        losses: means over seeds and timesteps (D-TRAK).
+
+    Returns:
+        Spearman's rank correlation of effects and minus the losses.
+    """
     return spearman(effects, -losses)
 
 
@@ -40,6 +54,12 @@ def seed_ceiling(losses: Float[Tensor, "subset seed query"]) -> tuple[float, flo
     c² = kρ² / (1 + (k-1)ρ) against a mean of k others; solved for ρ, the mean of all S seeds has
     reliability Sρ / (1 + (S-1)ρ): the LDS that a fresh, equal set of retrainings would reach. A
     predictor that knew the expected losses could reach its square root.
+
+    Args:
+        losses: of at least two seeds.
+
+    Returns:
+        The two values, in [-1, 1].
     """
     c = torch.stack(
         [spearman(seed, others).mean() for seed, others in _against_others(losses)]
@@ -81,9 +101,22 @@ def bootstrap(
     bootstrap of their difference. A resample is a vector of counts w over subsets, and a centred
     mid-rank is ½ Σ_j w_j sign(x_i - x_j): all resamples are one matrix product. What it does not
     cover: other train seeds and another train set.
+
+    Args:
+        effects: by method.
+        losses: means over seeds and timesteps.
+        resamples: how many.
+        seed: names them.
+        block: resamples that are computed at once.
+
+    Returns:
+        The draws by method.
+
+    Raises:
+        InputError: if effects and losses do not fit, or without resamples.
     """
     for values in effects.values():
-        _check(values, losses)
+        check_pair(values, losses)
     if resamples < 1:
         raise InputError(
             f"resamples must be at least 1, not {resamples}; intervals want 2000 or more"
@@ -94,24 +127,32 @@ def bootstrap(
     weights = (
         torch.zeros(resamples, subsets)
         .scatter_add_(1, picks, torch.ones(picks.shape))
-        .to(_exact(subsets))
+        .to(exact_dtype(subsets))
     )
     picks = torch.randint(queries, (resamples, queries), generator=source)
     shares = torch.zeros(resamples, queries, dtype=torch.float64).scatter_add_(
         1, picks, torch.full(picks.shape, 1 / queries).double()
     )
-    orders = {name: _Order(values) for name, values in effects.items()}
-    true_order = _Order(-losses)
+    orders = {name: Order(values) for name, values in effects.items()}
+    true_order = Order(-losses)
     draws: dict[str, list[Tensor]] = {name: [] for name in effects}
     for w, share in zip(weights.split(block), shares.split(block), strict=True):
-        truth = _Truth(true_order, w)
+        truth = Weighted(true_order, w)
         for name, order in orders.items():
             draws[name].append((truth.correlation(order) * share).sum(1))
     return {name: torch.cat(parts) for name, parts in draws.items()}
 
 
 def interval(draws: Float[Tensor, "resample"], level: float = 0.95) -> tuple[float, float]:
-    """Percentile interval of bootstrap draws."""
+    """Percentile interval of bootstrap draws.
+
+    Args:
+        draws: of the bootstrap.
+        level: share of the draws inside.
+
+    Returns:
+        Its ends.
+    """
     low, high = torch.quantile(
         draws, torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=draws.dtype)
     ).tolist()
@@ -127,7 +168,18 @@ def summary(
     seed: int = 0,
 ) -> pd.DataFrame:
     """One row per method, in percent: `lds` with its interval `low`, `high`, and `gain`, the paired
-    difference to the method called `reference`, with `gain_low`, `gain_high`."""
+    difference to the method called `reference`, with `gain_low`, `gain_high`.
+
+    Args:
+        effects: by method.
+        losses: means over seeds and timesteps.
+        reference: a key of `effects`.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+
+    Returns:
+        The table.
+    """
     draws = bootstrap(effects, losses, resamples=resamples, seed=seed)
     plain = {method: lds(values, losses).mean() for method, values in effects.items()}
     rows = [
@@ -149,8 +201,17 @@ def summary(
 def ceiling_summary(
     losses: Float[Tensor, "subset seed query"], *, resamples: int = 2000, seed: int = 0
 ) -> tuple[float, float, float]:
-    """The seed ceiling of the mean of all seeds with its interval (value, low, high), in percent,
-    from the same resamples as `summary`."""
+    """The seed ceiling of the mean of all seeds with its interval, in percent, from the same
+    resamples as `summary`.
+
+    Args:
+        losses: of at least two seeds.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+
+    Returns:
+        The ceiling and the ends of its interval.
+    """
     pairs = _against_others(losses)
     draws = [
         bootstrap({"one": -one}, others, resamples=resamples, seed=seed)["one"]

@@ -1,7 +1,7 @@
 """Anybody's attribution matrix against the retrained models of a profile: what `python -m nda
 score` prints."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import frexp, nan
 from pathlib import Path
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nda.errors import InputError
 from nda.evidence import lds
-from nda.evidence.truth import REPORT, group_effects
+from nda.evidence.truth import Truth, find_results, group_effects
 from nda.methods import METHODS
 from nda.store import Store
 
@@ -66,7 +66,14 @@ def load_scores(path: Path | str) -> Float[Tensor, "query train"]:
     """The matrix in a `.npy` file as float64, not yet checked against any profile. Nothing is
     unpickled.
 
-    Raises InputError unless it is a two-dimensional array of real numbers.
+    Args:
+        path: of the file.
+
+    Returns:
+        The scores.
+
+    Raises:
+        InputError: unless it is a two-dimensional array of real numbers.
     """
     try:
         with Path(path).open("rb") as file:
@@ -96,50 +103,51 @@ def load_scores(path: Path | str) -> Float[Tensor, "query train"]:
 
 def score(
     scores: Float[Tensor, "query train"],
-    queries: str,
-    results: Store,
+    which: str,
+    results: Store | str,
     *,
     resamples: int = 2000,
     seed: int = 0,
 ) -> Report:
-    """Judge scores of the `queries` called "val" or "gen" by the `report` subsets among the
-    results, as the LDS page judges its methods.
+    """Judge scores by the `report` subsets among the results, as the LDS page judges its methods.
+    All methods meet the same resamples of subsets and queries.
 
-    scores: higher = keeping the train image lowers the query's loss; one row for every query,
-    though only those in `REPORT` count. Centring is over those, too. All methods meet the same
-    `resamples` of subsets and queries, drawn by `seed`. Raises InputError for scores of another
-    shape, transposed or with entries that are not finite, and if `results` lack the masks, the
-    losses or the null's effects.
+    Args:
+        scores: higher = keeping the train image lowers the query's loss; one row for every query,
+            though only those in `REPORT` count. Centring is over those, too.
+        which: "val" or "gen", the queries that were scored.
+        results: a results store, or the name of a profile (see `nda.evidence.truth.find_results`).
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+
+    Returns:
+        Three tables.
+
+    Raises:
+        InputError: for scores of another shape, transposed or with entries that are not finite, and
+            if the results lack the masks, the losses or the null's effects.
     """
-    if queries not in REPORT:
-        raise InputError(f"queries must be one of {', '.join(REPORT)}, not {queries!r}")
-    masks = results.load("masks/report", "subset train")
-    name, part = f"losses/report-{queries}", REPORT[queries]
-    losses = results.load(name, "subset seed query group")
-    _check(scores, (losses.shape[2], masks.shape[1]), queries)
-    if losses.shape[2] == masks.shape[1]:
-        _check_direction(scores, queries, results)
-    effects = {
-        YOURS: group_effects(_scaled(scores), masks).float()
-    }  # float32, as the others are kept
+    store = find_results(results) if isinstance(results, str) else results
+    truth = Truth.load(store, "report", which)
+    _check(scores, (truth.n_queries, truth.masks.shape[1]), which)
+    if truth.n_queries == truth.masks.shape[1]:
+        _check_direction(scores, Truth.load(store, "select", which, "all"))
+    effects = {YOURS: truth.effects(_scaled(scores)).float().double()}  # as the others are kept
     for method in METHODS:
-        if method == NULL or f"effects/{method}-{queries}" in results:
-            effects[method] = results.load(f"effects/{method}-{queries}", "subset query")
-    effects = {method: values[:, part].double() for method, values in effects.items()}
-    truth = losses[:, :, part].double().movedim(3, 0)  # [group, subset, seed, query]
-    spans = _spans(results.info(name)["parameters"]["timesteps"], len(truth))
-    centred = {method: lds.centre(values) for method, values in effects.items()}
-    kinds = {"plain": (effects, truth), "centred": (centred, lds.centre(truth))}
-    halves = [_tables(*both, spans, resamples=resamples, seed=seed) for both in kinds.values()]
-    summary, by_timestep, against = zip(*halves, strict=True)
-    wide = (pd.concat(tables, axis=1, keys=list(kinds)) for tables in (by_timestep, against))
+        if method == NULL or f"effects/{method}-{which}" in store:
+            kept = store.load(f"effects/{method}-{which}", "subset query")
+            effects[method] = kept[:, truth.rows].double()
+    kinds = {"plain": truth, "centred": truth.centred()}
+    tables = [_tables(effects, kind, resamples=resamples, seed=seed) for kind in kinds.values()]
+    summary, by_timestep, against = zip(*tables, strict=True)
+    wide = (pd.concat(halves, axis=1, keys=list(kinds)) for halves in (by_timestep, against))
     return Report(pd.DataFrame(summary, index=list(kinds)), *wide)
 
 
-def _check(scores: Tensor, shape: tuple[int, int], queries: str) -> None:
+def _check(scores: Tensor, shape: tuple[int, int], which: str) -> None:
     if scores.shape != shape:
         wanted = (
-            f"scores must be [query={shape[0]}, train={shape[1]}] for the {queries} queries, not"
+            f"scores must be [query={shape[0]}, train={shape[1]}] for the {which} queries, not"
             f" {tuple(scores.shape)}"
         )
         if scores.shape == shape[::-1]:
@@ -158,18 +166,14 @@ def _check(scores: Tensor, shape: tuple[int, int], queries: str) -> None:
         )
 
 
-def _check_direction(scores: Float[Tensor, "query train"], queries: str, results: Store) -> None:
+def _check_direction(scores: Float[Tensor, "query train"], truth: Truth) -> None:
     """Refuse a square matrix, of which the shape says nothing, if on the `select` subsets its
     transpose predicts the losses far better."""
-    masks, losses = (
-        results.load("masks/select", "subset train"),
-        results.load(f"losses/select-{queries}", "subset seed query group"),
-    )
     both = {
-        name: group_effects(_scaled(s), masks).double()
+        name: group_effects(_scaled(s), truth.masks)
         for name, s in (("given", scores), ("turned", scores.T))
     }
-    draws = lds.bootstrap(both, losses.double().mean((1, 3)), resamples=200, seed=0)
+    draws = lds.bootstrap(both, truth.mean, resamples=200, seed=0)
     found = [draws["turned"], draws["turned"] - draws["given"]]
     if all(values.mean() > CLEARLY * values.std() for values in found):
         raise InputError(
@@ -185,43 +189,26 @@ def _scaled(scores: Tensor) -> Tensor:
     return scores.double() * 2.0 ** -max(exponent, -1000)
 
 
-def _spans(timesteps: Sequence[int], groups: int) -> list[str]:
-    """The first and last timestep of every group, for example "50-150"."""
-    if len(timesteps) % groups:
-        raise InputError(
-            f"the sidecar of the losses names {len(timesteps)} timesteps, which are not {groups}"
-            " equal groups; run notebook 03 again"
-        )
-    size = len(timesteps) // groups
-    return [
-        f"{timesteps[first]}-{timesteps[first + size - 1]}"
-        for first in range(0, len(timesteps), size)
-    ]
-
-
 def _tables(
     effects: Mapping[str, Float[Tensor, "subset query"]],
-    truth: Float[Tensor, "group subset seed query"],
-    spans: Sequence[str],
+    truth: Truth,
     *,
     resamples: int,
     seed: int,
 ) -> tuple[pd.Series, pd.DataFrame, pd.DataFrame]:
     """A row of the summary, and the plain or the centred half of the other two tables."""
-    whole = truth.mean(0)
-    rows = lds.summary(
-        effects, whole.mean(1), reference=YOURS, resamples=resamples, seed=seed
-    ).set_index("method")
-    values = rows[["lds", "low", "high"]].T
-    ceiling = lds.ceiling_summary(whole, resamples=resamples, seed=seed)
+    options = {"resamples": resamples, "seed": seed}
+    rows = truth.summary(effects, reference=YOURS, **options).set_index("method")
+    values, ceiling = rows[["lds", "low", "high"]].T, truth.ceiling(**options)
     names = [
         f"{prefix}{end}" for prefix in ("", "null ", "ceiling ") for end in ("LDS", "low", "high")
     ]
     summary = dict(zip(names, [*values[YOURS], *values[NULL], *ceiling], strict=True))
     summary["share of ceiling"] = 100 * summary["LDS"] / ceiling[0] if ceiling[0] else nan
+    groups = truth.by_timestep()
     by_timestep = {
-        "LDS": [100 * lds.lds(effects[YOURS], group.mean(1)).mean().item() for group in truth],
-        "ceiling": [100 * lds.seed_ceiling(group)[1] for group in truth],
+        "LDS": [100 * group.lds(effects[YOURS]).mean().item() for group in groups.values()],
+        "ceiling": [100 * group.seed_ceiling()[1] for group in groups.values()],
     }
     theirs = rows.drop(YOURS)  # their gain is theirs minus yours
     against = {
@@ -232,7 +219,7 @@ def _tables(
     }
     return (
         pd.Series(summary),
-        pd.DataFrame(by_timestep, pd.Index(spans, name="timesteps")),
+        pd.DataFrame(by_timestep, pd.Index(list(groups), name="timesteps")),
         pd.DataFrame(against).rename(
             index={method: METHODS[method].label for method in theirs.index}
         ),

@@ -1,69 +1,77 @@
 """Choose a damping on the `select` subsets, report it on the `report` subsets, and show what the
 oracle would have chosen."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
 from nda.errors import InputError
-from nda.evidence import lds
-from nda.evidence.truth import CHOOSE, FAMILIES, REPORT, group_effects
+from nda.evidence.truth import FAMILIES, Truth, truths
 from nda.methods import METHODS
+from nda.rivals.kernel import Choice
 from nda.store import Store
-
-DAMPINGS = tuple(10 ** (k / 2) for k in range(-10, 7))  # 1e-5 … 1e3 of the mean eigenvalue
-
-
-def damping_path(
-    method: Callable[..., Tensor],
-    *inputs: Any,
-    dampings: Sequence[float] = DAMPINGS,
-    **options: Any,
-) -> Iterator[tuple[float, Float[Tensor, "query train"]]]:
-    """Each damping with `method(*inputs, damping=…, **options)`, one after the other; the kernel
-    among the inputs is decomposed once."""
-    for damping in tqdm(dampings, desc="damping", leave=False):
-        yield damping, method(*inputs, damping=damping, **options)
 
 
 def lds_path(
-    path: Mapping[float, Float[Tensor, "query train"]], queries: str, results: Store
+    path: Mapping[float, Float[Tensor, "query train"]], truths: Mapping[str, Truth]
 ) -> pd.DataFrame:
-    """Mean LDS in percent of every damping's scores of the `queries` called "val" or "gen": columns
-    `select` and `report`, index damping.
+    """Mean LDS of every damping's scores, on `select` and on `report`.
 
-    Truth is the mean of `losses/<family>-<queries>` over seeds and timesteps, groups are
-    `masks/<family>`. Each column has its own half of the validation queries; Journey-TRAK, which
-    has only generated ones, chooses on all of them. Raises InputError.
+    Args:
+        path: the scores of all queries by damping.
+        truths: of `nda.evidence.truth.truths`, about these queries. Each family has its own half
+            of the validation queries; Journey-TRAK, which has only generated ones, chooses on all.
+
+    Returns:
+        Columns `select` and `report`, in percent, index damping.
+
+    Raises:
+        InputError: if there is no damping, or if scores do not fit.
     """
     if not path:
         raise InputError(
             "path is empty; pass the scores of at least one damping, for example"
-            " dict(nda.rivals.trak.damping_path(…))"
+            " nda.rivals.kernel.damping_path(…)"
         )
-    columns = {}
-    for family in FAMILIES:
-        part = CHOOSE if (family, queries) == ("select", "val") else REPORT[queries]
-        masks = results.load(f"masks/{family}", "subset train")
-        truth = (
-            results.load(f"losses/{family}-{queries}", "subset seed query group")[:, :, part]
-            .double()
-            .mean((1, 3))
-        )
-        columns[family] = [
-            100 * lds.lds(group_effects(scores[part], masks), truth).mean().item()
-            for scores in path.values()
-        ]
+    columns = {
+        family: [100 * truth.lds(truth.effects(s)).mean().item() for s in path.values()]
+        for family, truth in truths.items()
+    }
     return pd.DataFrame(columns, pd.Index(list(path), name="damping", dtype=float))
 
 
 def chosen(path: pd.DataFrame) -> float:
-    """The damping with the best LDS on `select`; of equals, the first."""
+    """The damping with the best LDS on `select`; of equals, the first.
+
+    Args:
+        path: a table of `lds_path`.
+
+    Returns:
+        The damping.
+    """
     return path.index.tolist()[_best(path, "select")]
+
+
+def chooser(results: Store) -> Callable[[Mapping[float, Tensor], str], Choice]:
+    """How a bench chooses a damping: by the best LDS on the `select` subsets, for the choosing half
+    of the validation queries, or for all generated ones.
+
+    Args:
+        results: masks and losses.
+
+    Returns:
+        A function of the scores of every damping and the name of their queries, for
+        `nda.rivals.bench.Bench`.
+    """
+
+    def choose(path: Mapping[float, Float[Tensor, "query train"]], which: str) -> Choice:
+        table = lds_path(path, truths(results, which))
+        on = "choosing half of val" if which == "val" else f"all of {which}"
+        return Choice(chosen(table), f"select, {on}", table)
+
+    return choose
 
 
 def _best(path: pd.DataFrame, family: str) -> int:
@@ -71,16 +79,20 @@ def _best(path: pd.DataFrame, family: str) -> int:
 
 
 def choices(paths: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFrame:
-    """One row per method and queries: the damping chosen on `select` with its LDS, and beside it
-    the oracle's, chosen on `report` itself.
-
-    paths: tables of `lds_path` by (method, queries). The oracle is what D-TRAK's tables show; it
+    """One row per method and kind of queries: the damping chosen on `select` with its LDS, and
+    beside it the oracle's, chosen on `report` itself. The oracle is what D-TRAK's tables show; it
     sees the answers and is for comparison.
+
+    Args:
+        paths: tables of `lds_path` by (method, which), the latter "val" or "gen".
+
+    Returns:
+        The choices, for a reader.
     """
     rows = {}
-    for (method, queries), path in paths.items():
+    for (method, which), path in paths.items():
         dampings, (here, oracle) = path.index.tolist(), (_best(path, family) for family in FAMILIES)
-        rows[METHODS[method].label if method in METHODS else method, queries] = {
+        rows[METHODS[method].label if method in METHODS else method, which] = {
             "damping": f"{dampings[here]:.0e}",
             "LDS on select, %": f"{path['select'].iloc[here]:.1f}",
             "LDS on report, %": f"{path['report'].iloc[here]:.1f}",

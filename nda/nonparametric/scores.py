@@ -1,6 +1,8 @@
 """The paper: nonparametric data attribution. Patch posteriors averaged over timesteps and scales;
 no model, no gradients."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -30,3 +32,21 @@ def nda_scores(
         scores = patch_scores(queries, bank, engine=engine, **config.options(queries, term))
         total += config.weight(term, train.shape) * sum(scores.split(len(train), dim=1))
     return total
+
+
+def configured_scores(
+    queries: Float[Tensor, "query chan row col"],
+    train: Float[Tensor, "train chan row col"],
+    **settings: Any,
+) -> Float[Tensor, "query train"]:
+    """`nda_scores`, with the fields of the configuration as plain values.
+
+    Args:
+        queries: pixels in [-1, 1].
+        train: pixels in [-1, 1].
+        settings: of `NDAConfig.parse`.
+
+    Returns:
+        The scores.
+    """
+    return nda_scores(queries, train, NDAConfig.parse(settings))

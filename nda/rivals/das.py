@@ -1,6 +1,9 @@
 """DAS: diffusion attribution score, as its paper and as its code have it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from time import perf_counter
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -8,10 +11,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nda.errors import InputError
-from nda.rivals.kernel import Kernel, _finite
+from nda.rivals.bench import Bench, Scored
+from nda.rivals.inner_products import Source
+from nda.rivals.kernel import Kernel, _finite, damping_path
+from nda.rivals.trak import solved
 
 
-def das_paper_scores(
+def das_scores(
     crosses: Sequence[Float[Tensor, "query train"]],
     kernels: Sequence[Kernel],
     residuals: Float[Tensor, "train timestep"],
@@ -64,7 +70,7 @@ def das_residual(errors: Float[Tensor, "train timestep"]) -> Float[Tensor, "trai
     return F.normalize(_finite(errors).sqrt(), dim=1).mean(1)
 
 
-def das_scores(
+def das_released_scores(
     cross: Float[Tensor, "query train"],
     kernel: Kernel,
     residual: Float[Tensor, "train"],
@@ -95,3 +101,38 @@ def das_scores(
     else:
         scores = kernel.solve(cross, damping) * factor
     return scores.square() if mode.endswith("_squared") else scores
+
+
+# ---- on a bench
+
+
+def das(
+    bench: Bench, which: str, *, dampings: Sequence[float], squared: bool, **settings: Any
+) -> Scored:
+    """DAS as the paper writes it, with a kernel for each timestep; see `das_scores`."""
+    every = Source.parse(**settings)
+    timesteps = every.readout.timesteps
+    errors, spent = bench.errors(timesteps)
+    found = [
+        bench.products(which, replace(every, readout=replace(every.readout, timesteps=(t,))))
+        for t in timesteps
+    ]
+    started = perf_counter()
+    crosses, kernels = [p.cross for p in found], [p.kernel for p in found]
+    path = damping_path(
+        das_scores, crosses, kernels, errors.sqrt(), dampings=dampings, squared=squared
+    )
+    spent += perf_counter() - started
+    return Scored(path, spent + sum(products.seconds for products in found))
+
+
+def das_released(
+    bench: Bench, which: str, *, dampings: Sequence[float], mode: str, **settings: Any
+) -> Scored:
+    """DAS as its released code does it, with one kernel of the mean gradient; see
+    `das_released_scores`."""
+    source = Source.parse(**settings)
+    errors, spent = bench.errors(source.readout.timesteps)
+    more = {"residual": das_residual(errors), "mode": mode}
+    path, seconds = solved(das_released_scores, bench.products(which, source), dampings, **more)
+    return Scored(path, spent + seconds)

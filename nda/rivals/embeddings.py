@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from tqdm import tqdm
 
 from nda import rng
 from nda.errors import InputError, check_images
+from nda.rivals.bench import Bench, Scored
 
 INSTALL = "install it with: pip install 'nda[rivals]'"
 Encoder = Callable[[Float[Tensor, "image 3 row col"]], Float[Tensor, "image dim"]]
@@ -179,3 +181,32 @@ def efficientnet_encoder() -> Encoder:
         return model.to(images.device).extract_features(ready).mean((2, 3))
 
     return encode
+
+
+ENCODERS = {"efficientnet": efficientnet_encoder, "clip": clip_encoder}
+
+
+def embedded_scores(bench: Bench, which: str, *, encoder: str, normalise: bool) -> Scored:
+    """`embedding_scores` of a network; every image is embedded once, and what that takes is charged
+    to each method.
+
+    Args:
+        bench: images.
+        which: the queries.
+        encoder: one of `ENCODERS`.
+        normalise: see `embedding_scores`.
+
+    Returns:
+        Scores and seconds, those of loading the network included.
+
+    Raises:
+        MissingWeights: if the network is not on this machine.
+    """
+    network, spent = bench.once(("encoder", encoder), ENCODERS[encoder])
+    batch, sides = bench.parameters.get("embed_batch", 64), []
+    for kind in (which, "train"):
+        make = partial(embed, bench.images(kind), network, batch=batch)
+        side, took = bench.once(("embedding", encoder, kind), make)
+        sides.append(side)
+        spent += took
+    return Scored(embedding_scores(*sides, normalise=normalise), spent)

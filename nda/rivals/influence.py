@@ -9,6 +9,7 @@ Source: Mlodozeniec et al., "Influence functions for scalable data attribution i
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +21,8 @@ from tqdm import tqdm
 from nda import rng
 from nda.errors import InputError, check_choice, check_draws, check_images, check_same_shape
 from nda.model.outputs import MEASUREMENTS
-from nda.rivals.kfac import Block, covered, mean_eigenvalue, restore
+from nda.rivals.bench import Bench, Scored
+from nda.rivals.kfac import Block, covered, fit_curvature, mean_eigenvalue, restore
 from nda.schedule import add_noise
 
 
@@ -194,3 +196,64 @@ def influence_scores(
             for name, products in held.items():
                 scores[:, rows[:, None], columns] += products(parts[name])
     return scores[0] if isinstance(damping, int | float) else scores
+
+
+# ---- on a bench
+
+
+def curvature(bench: Bench, **settings: Any) -> tuple[dict[str, Tensor], float]:
+    """The curvature of the bench's model, fitted once and kept in its store.
+
+    Args:
+        bench: train images and model.
+        settings: of `nda.rivals.kfac.fit_curvature`.
+
+    Returns:
+        The fit, and the seconds that it took.
+    """
+    name = f"curvature/{settings['kind']}-k{len(settings['timesteps'])}"
+    fit = partial(fit_curvature, bench.model(), bench.images("train"), **settings)
+    inputs = bench.store.sha256("model", "train")
+    kept = bench.store.kept(name, fit, parameters=settings, inputs=inputs)
+    return kept, bench.store.info(name)["seconds"]
+
+
+def curvature_scores(
+    bench: Bench, which: str, *, dampings: Sequence[float], measurement: str, **settings: Any
+) -> Scored:
+    """K-FAC and EK-FAC influence: fit the curvature, score along a path of dampings. Both are kept
+    in the bench's store.
+
+    Args:
+        bench: images and model.
+        which: the queries.
+        dampings: those that are wanted.
+        measurement: see `measurement_gradients`.
+        settings: of `nda.rivals.kfac.fit_curvature`.
+
+    Returns:
+        Scores by damping, and seconds, those of the fit included.
+    """
+    fit, fitted = curvature(bench, **settings)
+    name = f"parts/{settings['kind']}-k{len(settings['timesteps'])}-{which}"
+    make = partial(
+        influence_scores,
+        bench.model(),
+        bench.images(which),
+        bench.images("train"),
+        curvature=fit,
+        damping=dampings,
+        measurement=measurement,
+        timesteps=settings["timesteps"],
+        noise_seed=settings["noise_seed"],
+        query_block=bench.parameters.get("query_block", 32),
+    )
+    path = bench.store.kept(
+        name,
+        make,
+        axes="damping query train",
+        parameters=settings | {"measurement": measurement, "dampings": list(dampings)},
+        inputs=bench.store.sha256("model", "train", which),
+    ).to(bench.device)
+    seconds = fitted + bench.store.info(name)["seconds"]
+    return Scored(dict(zip(dampings, path, strict=True)), seconds)

@@ -1,176 +1,194 @@
-"""Inner products of many sources of features, each made once, measured and forgotten: all that the
-scores of `nda.rivals.trak` need."""
+"""From gradients to kernels: the inner products of features, made once for every source, kept, and
+the features forgotten. All that gradient-based scores need.
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+A source is what is differentiated, at some weights: a `Readout`, a model and a projection. Its
+inner products are those of every kind of image with the train images.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from diffusers import UNet2DModel
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import Module
 
 from nda.errors import InputError
 from nda.rivals.gradients import Readout, features
 from nda.rivals.kernel import Kernel, gram, norms
 from nda.rivals.projection import Projection
-from nda.store import Store, digest
-
-Source = str | int
+from nda.store import Store, digest, digest_json
 
 
+@dataclass(frozen=True)
+class Source:
+    """What is differentiated, how its gradient is projected, and the name of the weights."""
+
+    readout: Readout
+    projection: Projection | None = None
+    weights: str = "model"
+
+    @classmethod
+    def parse(cls, projection_dim: int, **readout: Any) -> "Source":
+        """From the settings of a method.
+
+        Args:
+            projection_dim: 0 for no projection.
+            readout: fields of `nda.rivals.gradients.Readout`.
+
+        Returns:
+            The source, of the final weights.
+        """
+        return cls(Readout(**readout), Projection(projection_dim) if projection_dim else None)
+
+
+class Side(NamedTuple):
+    """Images of one kind and what is differentiated for them; images may be clean ones at each
+    timestep of the readout."""
+
+    images: Float[Tensor, "image *timestep chan row col"]
+    readout: Readout
+
+
+@dataclass(frozen=True, eq=False)
 class Products:
-    """Inner products, norms, kernels, seconds of several sources; a source is a readout of a model
-    with some weights, under a name.
+    """Inner products of the queries' features with those of the train images, and norms.
 
-    images: of each kind, `"train"` among them. `cross[source, kind]` will be `gram` of the kind's
-    features with the train features, `norms[source, kind]` their norms, `kernels[source]` the
-    decomposed kernel of the train images, `seconds[source, kind]` the time. store: where all that
-    is kept, as `parts/products/…`, so that a killed run goes on by the same calls; what was made
-    with other readouts, projections, weights or images is made anew.
+    kernel: of the train images. seconds: what it took, for train images and queries. held: bytes of
+    the features of both, which are gone.
     """
 
+    cross: Float[Tensor, "query train"]
+    norms: Float[Tensor, "query"]
+    train_norms: Float[Tensor, "train"]
+    kernel: Kernel
+    seconds: float
+    held: int
+
+
+class _Pass:
+    """Features of several kinds under several projections. Those of the train images stay, of the
+    others one kind is held at a time."""
+
     def __init__(
-        self,
-        images: Mapping[str, Float[Tensor, "image chan row col"]],
-        *,
-        projection: Projection | None = None,
-        store: Store | None = None,
+        self, model: Module, sides: Mapping[str, Side], projections: Sequence[Projection | None]
     ):
-        if "train" not in images:
-            raise InputError(
-                f"images must have a kind called 'train', not only {', '.join(images)}"
+        self.model, self.sides, self.projections = model, sides, projections
+        self.held: dict[str, dict[Projection | None, Tensor]] = {}
+        self.kernels: dict[Projection | None, Kernel] = {}
+
+    def features(self, kind: str) -> dict[Projection | None, Tensor]:
+        """By projection; one pass over the gradients makes all."""
+        if kind not in self.held:
+            self.held = {name: held for name, held in self.held.items() if name == "train"}
+            images, readout = self.sides[kind]
+            made = features(self.model, images, readout, projection=self._several)  # type: ignore[arg-type]
+            every = made.shape[1] - sum(p.dim for p in self.projections if p)  # parameters
+            parts = made.split([p.dim if p else every for p in self.projections], 1)
+            self.held[kind] = dict(zip(self.projections, parts, strict=True))
+        return self.held[kind]
+
+    def _several(self, vectors: Float[Tensor, "example param"]) -> Float[Tensor, "example dim"]:
+        return torch.cat([p(vectors) if p else vectors for p in self.projections], 1)
+
+    def products(self, kind: str, projection: Projection | None) -> dict[str, Tensor]:
+        """What is kept of a kind's features."""
+        # the train features are not on the clock of the queries
+        against = None if kind == "train" else self.features("train")[projection]
+        started = perf_counter()
+        own = self.features(kind)[projection]
+        made = {"cross": gram(own, against), "norms": norms(own), "held": torch.tensor(own.nbytes)}
+        if against is None:
+            self.kernels[projection] = Kernel(made["cross"])
+            self.kernels[projection].leverage(1.0)  # decomposes, on this clock
+        seconds = torch.tensor(perf_counter() - started, dtype=torch.float64)
+        return made | {"seconds": seconds}
+
+
+def collect(
+    model: Module,
+    sides: Mapping[str, Side],
+    projections: Sequence[Projection | None] = (None,),
+    *,
+    store: Store,
+    name: str,
+) -> dict[Projection | None, dict[str, Products]]:
+    """Products of every kind of image with the train images, under each projection.
+
+    They are kept in `store`, so that a killed run goes on by the same call; what was made with
+    other readouts, projections, weights or images is made anew. All that is missing shares one pass
+    over the gradients, in which the features of the train images and of one other kind are held at
+    a time.
+
+    Args:
+        model: called as `model(noisy, timesteps).sample`.
+        sides: images and readout of each kind, `"train"` among them.
+        projections: of the features; None for none.
+        store: where the products are kept, as `parts/products/…`.
+        name: of the weights, in the names there.
+
+    Returns:
+        Products by projection and kind, `"train"` too.
+
+    Raises:
+        InputError: without train images, or for features that are not finite.
+    """
+    if "train" not in sides:
+        raise InputError(f"sides must have a kind called 'train', not only {', '.join(sides)}")
+    weights, train = digest(model.state_dict()), sides["train"]
+    kinds = sorted(sides, key=lambda kind: kind != "train")
+    jobs = {}
+    for kind in kinds:
+        images = digest({"own": sides[kind].images, "train": train.images})
+        readouts = {"readout": asdict(sides[kind].readout), "train readout": asdict(train.readout)}
+        for p in projections:
+            made = readouts | {"projection": asdict(p) if p else None}
+            jobs[kind, p] = (
+                f"parts/products/{_name(name, train.readout, p)}/{kind}",
+                made | {"weights": weights, "images": images},
             )
-        self.images, self.projection, self.store = dict(images), projection, store
-        self.cross: dict[tuple[Source, str], Tensor] = {}
-        self.norms: dict[tuple[Source, str], Tensor] = {}
-        self.kernels: dict[Source, Kernel] = {}
-        self.seconds: dict[tuple[Source, str], float] = {}
-        self._bytes: dict[tuple[Source, str], int] = {}  # of the features
-        self._kept: dict[Source, Callable[[], Tensor]] = {}  # features of the train images
-
-    def collect(
-        self, source: Source, model: UNet2DModel, readout: Readout, *, keep: bool = False
-    ) -> None:
-        """Add a source for all images. keep: its train features stay in memory, for
-        `collect_queries`."""
-        own: list[Tensor] = []
-
-        def train() -> Tensor:
-            if not own:
-                own.append(
-                    features(model, self.images["train"], readout, projection=self.projection)
-                )
-            return own[0]
-
-        for kind in sorted(self.images, key=lambda kind: kind != "train"):
-            self._add(source, kind, self.images[kind], model, readout, train)
-        if keep:
-            self._kept[source] = train
-
-    def collect_queries(
-        self,
-        source: Source,
-        model: UNet2DModel,
-        readout: Readout,
-        queries: Mapping[str, Tensor],
-        *,
-        train: Source,
-    ) -> None:
-        """Add a source that has features of its own for some queries and those of the source
-        `train`, which was kept, for the train images.
-
-        queries: as the images of `nda.rivals.gradients.features`, also with a clean image at each
-        timestep (Journey-TRAK).
-        """
-        if train not in self._kept:
-            raise InputError(
-                f"the train features of {train!r} were not kept; collect that source with keep=True"
-                " first"
-            )
-        self.cross[source, "train"], self.norms[source, "train"] = (
-            self.cross[train, "train"],
-            self.norms[train, "train"],
-        )
-        self.seconds[source, "train"], self._bytes[source, "train"] = (
-            self.seconds[train, "train"],
-            self._bytes[train, "train"],
-        )
-        self.kernels[source] = self.kernels[train]
-        for kind, images in queries.items():
-            self._add(source, kind, images, model, readout, self._kept[train])
-
-    def _add(
-        self,
-        source: Source,
-        kind: str,
-        images: Tensor,
-        model: UNet2DModel,
-        readout: Readout,
-        train: Callable[[], Tensor],
-    ) -> None:
-        """The products of one kind with the train features, from the store if they are there."""
-        name = f"parts/products/{source}-k{len(readout.timesteps)}-{kind}"
-        made: dict[str, Any] = {
-            "readout": asdict(readout),
-            "projection": asdict(self.projection) if self.projection else None,
+    missing = [job for job, (file, made) in jobs.items() if not store.matches(file, made, {})]
+    work = _Pass(model, sides, [p for p in projections if any(p == lost for _, lost in missing)])
+    kept = {
+        (kind, p): {
+            part: value.to(train.images.device)
+            for part, value in store.kept(
+                file, partial(work.products, kind, p), parameters=made, inputs={}
+            ).items()
         }
-        made |= {
-            "weights": digest(model.state_dict()),
-            "images": digest({"own": images, "train": self.images["train"]}),
-        }
-        if self.store and self.store.matches(name, made, {}):
-            found = {key: value.to(images.device) for key, value in self.store.load(name).items()}
-            kernel = Kernel(found["cross"]) if kind == "train" else None
-        else:
-            against = None if kind == "train" else train()  # not on this kind's clock
-            started = perf_counter()
-            own = (
-                train()
-                if against is None
-                else features(model, images, readout, projection=self.projection)
-            )
-            found = {
-                "cross": gram(own, against),
-                "norms": norms(own),
-            }  # among themselves if there is nothing to go against
-            if kernel := Kernel(found["cross"]) if against is None else None:
-                kernel.leverage(1.0)  # decomposes, on this clock
-            found |= {
-                "seconds": torch.tensor(perf_counter() - started, dtype=torch.float64),
-                "bytes": torch.tensor(own.nbytes),
-            }
-            if self.store:
-                self.store.delete(name)
-                self.store.save(name, found, parameters=made)
-        if kernel:
-            self.kernels[source] = kernel
-        self.cross[source, kind], self.norms[source, kind] = found["cross"], found["norms"]
-        self.seconds[source, kind], self._bytes[source, kind] = (
-            found["seconds"].item(),
-            int(found["bytes"]),
-        )
+        for (kind, p), (file, made) in jobs.items()
+    }
+    return {
+        p: _joined({kind: kept[kind, p] for kind in kinds}, work.kernels.get(p))
+        for p in projections
+    }
 
-    def cost(self, sources: Sequence[Source], kind: str) -> float:
-        """Seconds that all `sources` took together, for train images and those of one kind."""
-        return sum(
-            self.seconds.get((source, of), 0.0) for source in sources for of in ("train", kind)
-        )
 
-    def memory(self, sources: Sequence[Source], kind: str) -> dict[str, float]:
-        """Megabytes of the features of the largest source, one being held at a time, and of the
-        inner products of all."""
-        pairs = [
-            (source, of)
-            for source in sources
-            for of in ("train", kind)
-            if (source, of) in self.cross
-        ]
-        held = max(
-            sum(self._bytes[pair] for pair in pairs if pair[0] == source) for source in sources
+def _joined(kept: Mapping[str, Mapping[str, Tensor]], kernel: Kernel | None) -> dict[str, Products]:
+    """With what queries need of the train images."""
+    train = kept["train"]
+    kernel = kernel or Kernel(train["cross"])
+    found = {}
+    for kind, own in kept.items():
+        both = [own] if kind == "train" else [train, own]
+        found[kind] = Products(
+            own["cross"],
+            own["norms"],
+            train["norms"],
+            kernel,
+            sum(side["seconds"].item() for side in both),
+            sum(int(side["held"]) for side in both),
         )
-        return {
-            "features, MB": round(held / 1e6, 1),
-            "products, MB": round(sum(self.cross[pair].nbytes for pair in pairs) / 1e6, 1),
-        }
+    return found
+
+
+def _name(weights: str, readout: Readout, projection: Projection | None) -> str:
+    """For a reader, and with a digest that no two sources share."""
+    parts = [weights, readout.model_output, f"k{len(readout.timesteps)}"]
+    parts += ["unit"] * readout.unit_norm + list(readout.parts)
+    parts += [f"d{projection.dim}"] if projection else []
+    every = [asdict(readout), asdict(projection) if projection else None]
+    return "-".join([*parts, digest_json(every)[:8]])

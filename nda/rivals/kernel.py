@@ -1,10 +1,12 @@
 """Inner products of features and the ridge-regression kernel that is made of them."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, NamedTuple
 
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -13,6 +15,7 @@ from tqdm import tqdm
 from nda.errors import InputError
 
 SLICE = 1 << 16  # dimensions that are brought to float64 at a time
+DAMPINGS = tuple(10 ** (k / 2) for k in range(-10, 7))  # 1e-5 … 1e3 of the mean eigenvalue
 
 
 def _blocks(a: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
@@ -128,6 +131,39 @@ class Kernel:
         """‖(ΦᵀΦ + λI)⁻¹ φ_i‖."""
         values, vectors = self.eigen
         return (vectors.square() @ (values / (values + self.ridge(damping)) ** 2)).sqrt()
+
+
+class Choice(NamedTuple):
+    """A damping, what it was chosen on, in words, and the LDS of all that were tried: a table with
+    the columns `select` and `report` and the index damping."""
+
+    damping: float
+    on: str
+    path: pd.DataFrame
+
+
+def damping_path(
+    method: Callable[..., Tensor],
+    *inputs: Any,
+    dampings: Sequence[float] = DAMPINGS,
+    **options: Any,
+) -> dict[float, Float[Tensor, "query train"]]:
+    """`method(*inputs, damping=…, **options)` at each damping; a kernel among the inputs is
+    decomposed once.
+
+    Args:
+        method: such as `nda.rivals.trak.trak_scores`.
+        inputs: its arguments.
+        dampings: those that are tried, relative to the mean eigenvalue.
+        options: its other options.
+
+    Returns:
+        Scores by damping, in the order of `dampings`.
+    """
+    return {
+        damping: method(*inputs, damping=damping, **options)
+        for damping in tqdm(dampings, desc="damping", leave=False)
+    }
 
 
 def _checked(cross: Tensor, train: int) -> Tensor:

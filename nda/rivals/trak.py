@@ -9,14 +9,19 @@ for every model, readout and number of images; `Kernel.ridge` gives λ itself. A
 float64.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from time import perf_counter
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from nda.errors import InputError
-from nda.rivals.kernel import Kernel, _checked, _over
+from nda.rivals.bench import Bench, Scored
+from nda.rivals.inner_products import Products, Side, Source, collect
+from nda.rivals.kernel import Kernel, _checked, _over, damping_path
 
 
 def dot_scores(crosses: Sequence[Float[Tensor, "query train"]]) -> Float[Tensor, "query train"]:
@@ -84,3 +89,99 @@ def renormalised_if_scores(
 ) -> Float[Tensor, "query train"]:
     """TRAK's scores over ‖φ‖. Sources: renormalised influence (GAS's paper); D-TRAK, App. C."""
     return _over(kernel.solve(cross, damping), kernel.gram.diagonal().double().sqrt())
+
+
+# ---- on a bench
+
+
+def gradient_scores(
+    bench: Bench, which: str, *, weights: str, normalise: bool, **settings: Any
+) -> Scored:
+    """Gradient (dot), Gradient (cosine), TracInCP and GAS.
+
+    Args:
+        bench: images and models.
+        which: the queries.
+        weights: `"model"`, or `"checkpoints"` for the mean over all.
+        normalise: cosines in place of dot products.
+        settings: of `nda.rivals.inner_products.Source.parse`.
+
+    Returns:
+        Scores and seconds.
+    """
+    names = bench.checkpoints if weights == "checkpoints" else [weights]
+    source = Source.parse(**settings)
+    found = [bench.products(which, replace(source, weights=name)) for name in names]
+    crosses = [products.cross for products in found]
+    started = perf_counter()
+    if normalise:
+        train = [products.train_norms for products in found]
+        scores = cosine_scores(crosses, [products.norms for products in found], train)
+    else:
+        scores = dot_scores(crosses)
+    spent = perf_counter() - started
+    return Scored(scores, spent + sum(products.seconds for products in found))
+
+
+def solved(
+    formula: Callable[..., Tensor], products: Products, dampings: Sequence[float], **more: Any
+) -> Scored:
+    """Scores of one source along a path of dampings.
+
+    Args:
+        formula: `trak_scores` or one like it.
+        products: of the source.
+        dampings: those that are wanted.
+        more: other arguments of the formula.
+
+    Returns:
+        Scores by damping, and seconds, those of the gradients included.
+    """
+    started = perf_counter()
+    path = damping_path(formula, products.cross, products.kernel, dampings=dampings, **more)
+    return Scored(path, perf_counter() - started + products.seconds)
+
+
+def trak(bench: Bench, which: str, *, dampings: Sequence[float], **settings: Any) -> Scored:
+    """TRAK, and D-TRAK, which differ in what is differentiated; see `trak_scores`."""
+    return solved(trak_scores, bench.products(which, Source.parse(**settings)), dampings)
+
+
+def relative_if(bench: Bench, which: str, *, dampings: Sequence[float], **settings: Any) -> Scored:
+    """Relative IF; see `relative_if_scores`."""
+    return solved(relative_if_scores, bench.products(which, Source.parse(**settings)), dampings)
+
+
+def renormalised_if(
+    bench: Bench, which: str, *, dampings: Sequence[float], **settings: Any
+) -> Scored:
+    """Renormalised IF; see `renormalised_if_scores`."""
+    return solved(renormalised_if_scores, bench.products(which, Source.parse(**settings)), dampings)
+
+
+def journey_trak(
+    bench: Bench, which: str, *, dampings: Sequence[float], sampling_steps: int, **settings: Any
+) -> Scored:
+    """Journey-TRAK: TRAK with the gradients of generated queries along the way of the sampler, at
+    about as many of its steps, evenly spread, as train gradients have timesteps.
+
+    Args:
+        bench: images and model.
+        which: "gen", the only queries that were sampled.
+        dampings: those that are wanted.
+        sampling_steps: of the sampler.
+        settings: of `nda.rivals.inner_products.Source.parse`, for the train images.
+
+    Returns:
+        Scores by damping, and seconds, those of sampling included.
+    """
+    source = Source.parse(**settings)
+    clean, times, sampled = bench.journey(sampling_steps)
+    some = slice(None, None, max(1, sampling_steps // len(source.readout.timesteps)))
+    along = Side(clean[:, some], replace(source.readout, timesteps=times[some]))
+    sides = {"train": Side(bench.images("train"), source.readout), f"journey-{which}": along}
+    made = collect(
+        bench.model(), sides, [source.projection], store=bench.store, name=source.weights
+    )
+    path, seconds = solved(trak_scores, made[source.projection][f"journey-{which}"], dampings)
+    return Scored(path, seconds + sampled)

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from nda.evidence.truth import lds_row
+from nda.evidence.truth import REPORT, lds_row, truths
 from nda.nonparametric.config import NDAConfig, Scale
 from nda.nonparametric.scores import nda_scores
 from nda.store import Store
@@ -33,7 +33,17 @@ def windows(
     base: NDAConfig, timesteps: Sequence[int], sides: Sequence[int], *, coarse: bool
 ) -> Iterator[Ablation]:
     """Every window at every timestep, alone, at the paper's `top_k`: what the window of a timestep
-    is chosen from."""
+    is chosen from.
+
+    Args:
+        base: the configuration that all else is taken from.
+        timesteps: those that are tried.
+        sides: windows that are tried, in pixels.
+        coarse: at the coarse scale.
+
+    Yields:
+        The ablations.
+    """
     name = "coarse window" if coarse else "window"
     for timestep in timesteps:
         for side in sides:
@@ -46,8 +56,16 @@ def windows(
 
 
 def best_windows(rows: pd.DataFrame, *, coarse: bool = False) -> dict[int, int]:
-    """The window of every timestep that is best on `select` for validation queries, from a `table`
-    of `windows`; of equals, the first."""
+    """The window of every timestep that is best on `select` for validation queries; of equals, the
+    first.
+
+    Args:
+        rows: a `table` of `windows`.
+        coarse: at the coarse scale.
+
+    Returns:
+        The side in pixels by timestep.
+    """
     rows = rows[
         (rows["ablation"] == ("coarse window" if coarse else "window")) & (rows["queries"] == "val")
     ]
@@ -66,9 +84,16 @@ def settings(
     """One setting of NDA changed at a time: the timesteps and scales that are averaged, their mix,
     and what a posterior is made of.
 
-    full, both, coarse: the configurations of single scale, two scales and coarse scale that the
-    profile reports. windows: of every timestep up to which single scale is tried, in order, at the
-    paper's `top_k`, since they are chosen before it.
+    Args:
+        full: the configuration of single scale that the profile reports.
+        both: that of two scales.
+        coarse: that of the coarse scale.
+        mixes: weights of the full scale that are tried.
+        windows: of every timestep up to which single scale is tried, in order, at the paper's
+            `top_k`, since they are chosen before it.
+
+    Yields:
+        The ablations.
     """
     for last in windows:
         upto = {t: (Scale(side),) for t, side in windows.items() if t <= last}
@@ -112,22 +137,29 @@ def settings(
 
 
 def kept_scores(
-    config: NDAConfig, kind: str, store: Store, device: torch.device
+    config: NDAConfig, which: str, store: Store, device: torch.device
 ) -> Float[Tensor, "query train"]:
     """`nda_scores` of the store's queries, put together from single timesteps and scales that are
-    computed once and kept in `parts/`."""
-    queries, train, inputs = (
-        store.load(kind).to(device),
-        store.load("train").to(device),
-        store.sha256("train", kind),
-    )
+    computed once and kept in `parts/`.
+
+    Args:
+        config: of NDA.
+        which: "val" or "gen".
+        store: the working store, with the images.
+        device: where they are computed.
+
+    Returns:
+        The scores.
+    """
+    queries, train = (store.used_as("working").load(n).to(device) for n in (which, "train"))
+    inputs = store.sha256("train", which)
     total = torch.zeros(len(queries), len(train), dtype=train.dtype)
     for timestep, scales in config.scales.items():
         weights = sum(scale.weight for scale in scales) * len(config.scales)
         for scale in (scale for scale in scales if scale.weight):
             part = replace(config, scales={timestep: (replace(scale, weight=1.0),)})
             make = partial(nda_scores, queries, train, part)
-            name = f"parts/{_name(part)}-{kind}"
+            name = f"parts/{_name(part)}-{which}"
             total += (
                 scale.weight
                 / weights
@@ -148,18 +180,23 @@ def _name(config: NDAConfig) -> str:
 def table(
     ablations: Sequence[Ablation], *, store: Store, results: Store, device: torch.device
 ) -> pd.DataFrame:
-    """One row per ablation and kind of queries, with the columns of `lds_row`."""
+    """What each ablation scores, on both kinds of queries.
+
+    Args:
+        ablations: what is tried.
+        store: the working store, with the images; every posterior is kept there.
+        results: the results store, with the losses.
+        device: where posteriors are computed.
+
+    Returns:
+        One row per ablation and kind of queries, with the columns of `lds_row`.
+    """
     found: list[Mapping[str, Any]] = []
+    known = {which: truths(results, which) for which in REPORT}
     for ablation in tqdm(ablations, desc="ablations", unit="setting", leave=False):
-        for kind in ("val", "gen"):
-            rows = lds_row(kept_scores(ablation.config, kind, store, device), kind, results)
-            found.append(
-                {
-                    "ablation": ablation.name,
-                    "setting": ablation.setting,
-                    "timestep": ablation.timestep,
-                    "queries": kind,
-                }
-                | rows
-            )
+        said = {"ablation": ablation.name, "setting": ablation.setting}
+        for which, truth in known.items():
+            scores = kept_scores(ablation.config, which, store, device)
+            names = said | {"timestep": ablation.timestep, "queries": which}
+            found.append(names | lds_row(scores, truth))
     return pd.DataFrame(found)

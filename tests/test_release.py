@@ -13,6 +13,7 @@ from nda.errors import InputError
 from nda.store import Store
 
 RECIPE = {"unet": {"block_out_channels": [8, 8]}, "epochs": 4, "lr": 0.001}
+RECIPE["checkpoints"] = [0.05, 0.25, 0.5, 1.0]
 CHECKPOINTS = ["model-5", "model-25", "model-50"]
 SHIPPED = ["gen", "model", *CHECKPOINTS]
 
@@ -207,6 +208,7 @@ def test_what_was_computed_anew_is_shipped_anew(home, name):
     if name == "model":
         store.delete("gen")  # it was sampled from the old one
         store.save("gen", pixels(), axes="image chan row col", parameters={"n_gen": 4})
+    store.delete(name)
     store.save(name, value, axes=info["axes"], parameters=info["parameters"])
     page = ship("made-up").read_text()
     assert before not in page and results.info(name)["sha256"] in page

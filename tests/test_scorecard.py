@@ -14,7 +14,7 @@ from nda.__main__ import main, parser
 from nda.data.subsets import keep_masks
 from nda.errors import InputError
 from nda.evidence import lds, scorecard
-from nda.evidence.truth import CHOOSE, group_effects
+from nda.evidence.truth import CHOOSE, Truth, group_effects
 from nda.methods import METHODS
 from nda.store import Store
 
@@ -227,7 +227,7 @@ def test_a_random_matrix_is_near_zero_and_the_sign_counts(results):
 def test_only_reported_queries_count(results):
     before = scorecard.score(mine(), "val", results, resamples=20)
     changed = mine()
-    changed[CHOOSE] = 100 * normal(QUERIES // 2, TRAIN, name="other")
+    changed[CHOOSE["val"]] = 100 * normal(QUERIES // 2, TRAIN, name="other")
     after = scorecard.score(changed, "val", results, resamples=20)
     for table in ("summary", "by_timestep", "against"):
         pd.testing.assert_frame_equal(
@@ -372,12 +372,12 @@ def test_a_transposed_square_matrix_is_refused_by_what_it_predicts(square):
         scorecard.score(scores.T, "val", square, resamples=5)
     others = [normal(TRAIN, TRAIN, name=f"square {draw}") for draw in range(100)]
     for accepted in (scores, -scores, -scores.T, torch.zeros(TRAIN, TRAIN), *others):
-        scorecard._check_direction(accepted, "val", square)
+        scorecard._check_direction(accepted, Truth.load(square, "select", "val", "all"))
     scorecard.score(scores, "val", square, resamples=5)
 
 
 def test_bad_queries_and_resamples(results):
-    with pytest.raises(InputError, match="queries must be one of val, gen, not 'train'"):
+    with pytest.raises(InputError, match="which must be one of val, gen .*not 'train'"):
         scorecard.score(SCORES, "train", results)
     with pytest.raises(InputError, match="resamples"):
         scorecard.score(SCORES, "val", results, resamples=0)
@@ -525,4 +525,4 @@ def test_the_pages_snippet_chooses_on_select(home, results, monkeypatch):
         range(0, QUERIES, 2),
         centred=False,
     )
-    assert 100 * lds.lds(names["effects"][1.0], names["losses"]).mean() == pytest.approx(wanted)
+    assert 100 * names["found"][1.0] == pytest.approx(wanted)

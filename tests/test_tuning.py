@@ -8,7 +8,7 @@ from scipy.stats import spearmanr
 from nda import rng
 from nda.errors import InputError
 from nda.evidence import tuning
-from nda.evidence.truth import FAMILIES
+from nda.evidence.truth import FAMILIES, truths
 from nda.store import Store
 
 SUBSETS, SEEDS, QUERIES, TIMES, TRAIN = 6, 2, 4, 2, 8
@@ -32,7 +32,7 @@ def results(tmp_path):
 
 def test_path_is_the_mean_lds_of_each_family(results):
     path = {damping: draw(f"scores {damping}", QUERIES, TRAIN) for damping in (0.1, 1.0)}
-    table = tuning.lds_path(path, "val", results)
+    table = tuning.lds_path(path, truths(results, "val"))
     assert list(table.index) == [0.1, 1.0]
     for family in FAMILIES:
         masks, losses = (
@@ -49,7 +49,7 @@ def test_path_is_the_mean_lds_of_each_family(results):
 
 def test_an_empty_path_is_an_error(results):
     with pytest.raises(InputError, match="path is empty"):
-        tuning.lds_path({}, "val", results)
+        tuning.lds_path({}, truths(results, "val"))
 
 
 def test_the_choice_never_sees_the_report_subsets():

@@ -1,0 +1,217 @@
+"""What a profile offers to a method: images, the model and its checkpoints, and what methods share,
+kept so that none of it is computed twice."""
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import cached_property, partial
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import torch
+from diffusers import UNet2DModel
+from jaxtyping import Float
+from torch import Tensor
+
+from nda.errors import InputError
+from nda.model import sampling
+from nda.model.outputs import denoising_losses
+from nda.model.unet import Recipe, load_model
+from nda.rivals.gradients import Readout
+from nda.rivals.inner_products import Products, Side, Source, collect
+from nda.rivals.kernel import Choice
+from nda.rivals.projection import Projection
+from nda.store import Store, digest_json
+
+
+class Scored(NamedTuple):
+    """What a method that looks into the bench returns: its scores, or those of every damping it was
+    asked for; and all the seconds that it would take by itself."""
+
+    scores: Any  # [query, train], or {damping: [query, train]}
+    seconds: float
+
+
+class Bench:
+    """The images, the model and the parameters of a profile, for methods to look at.
+
+    Everything is loaded when it is first asked for. What several methods share, such as the inner
+    products of gradients, is kept in `store` and in memory.
+
+    Args:
+        store: the working store of the profile, with `train`, `val`, `gen`; for methods that look
+            into a model also `model` and its checkpoints.
+        parameters: of the profile, by the names that notebooks give them.
+        device: where images and models go.
+        choose: how a damping is chosen: given the scores of every damping and the name of the
+            queries, it returns the `Choice`. See `nda.evidence.tuning.chooser`.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        parameters: Mapping[str, Any],
+        *,
+        device: torch.device | str = "cpu",
+        choose: Callable[[Mapping[float, Tensor], str], Choice] | None = None,
+    ):
+        self.store, self.parameters, self.device = store, parameters, torch.device(device)
+        self.choices: dict[str, Choice] = {}  # by method and settings
+        self._choose = choose
+        self._images: dict[str, Tensor] = {}
+        self._models: dict[str, UNet2DModel] = {}
+        self._products: dict[Source, dict[str, Products]] = {}
+        self._made: dict[Hashable, tuple[Any, float]] = {}
+
+    def images(self, kind: str) -> Float[Tensor, "image chan row col"]:
+        """The images called "train", "val" or "gen", in [-1, 1].
+
+        Args:
+            kind: their name in the store.
+
+        Returns:
+            Them, on the device.
+        """
+        if kind not in self._images:
+            self._images[kind] = self.store.load(kind, "image chan row col").to(self.device)
+        return self._images[kind]
+
+    def choose(self, path: Mapping[float, Float[Tensor, "query train"]], which: str) -> Choice:
+        """The damping of a path of scores.
+
+        Args:
+            path: scores of every damping.
+            which: the queries that they are of.
+
+        Returns:
+            The choice.
+
+        Raises:
+            InputError: if the bench was given no way to choose.
+        """
+        if self._choose is None:
+            raise InputError(
+                "bench cannot choose a damping; pass choose=nda.evidence.tuning.chooser(results)"
+            )
+        return self._choose(path, which)
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """How the model was made."""
+        return Recipe.parse(self.store.info("model")["parameters"]["recipe"])
+
+    @property
+    def checkpoints(self) -> list[str]:
+        """Names of the weights that were kept on the way, the last of them `model`."""
+        return [f"model-{round(100 * part)}" for part in self.recipe.checkpoints[:-1]] + ["model"]
+
+    def model(self, weights: str = "model") -> UNet2DModel:
+        """The model, ready to evaluate.
+
+        Args:
+            weights: one of `checkpoints`.
+
+        Returns:
+            It, on the device.
+        """
+        if weights not in self._models:
+            loaded = self.store.load(weights)
+            shape = self.images("train").shape
+            self._models[weights] = load_model(loaded, self.recipe, shape, self.device)
+        return self._models[weights]
+
+    def collect(
+        self, readout: Readout, projections: Sequence[Projection | None], weights: str = "model"
+    ) -> dict[Projection | None, dict[str, Products]]:
+        """Inner products of train images, validation and generated queries, for as long as the
+        caller needs them.
+
+        Args:
+            readout: what is differentiated.
+            projections: of the gradients; all share one pass.
+            weights: one of `checkpoints`.
+
+        Returns:
+            By projection and kind; see `nda.rivals.inner_products.collect`.
+        """
+        sides = {kind: Side(self.images(kind), readout) for kind in ("train", "val", "gen")}
+        return collect(self.model(weights), sides, projections, store=self.store, name=weights)
+
+    def products(self, which: str, source: Source) -> Products:
+        """Inner products of a source, which stay in memory for the next method that needs them.
+
+        Args:
+            which: the queries, or "train".
+            source: what is differentiated.
+
+        Returns:
+            Those of the queries with the train images.
+        """
+        if source not in self._products:
+            p = source.projection
+            self._products[source] = self.collect(source.readout, [p], source.weights)[p]
+        return self._products[source][which]
+
+    def journey(
+        self, steps: int
+    ) -> tuple[Float[Tensor, "query step chan row col"], tuple[int, ...], float]:
+        """The generated queries as the model foresaw them at every step of the sampler.
+
+        Args:
+            steps: of the sampler.
+
+        Returns:
+            Clean images, timesteps of the steps, and the seconds that it took.
+        """
+        n = len(self.images("gen"))
+        made = partial(sampling.journey, self.model(), n, steps=steps)
+        (clean, times), seconds = self.once(("journey", steps), made)
+        return clean, times, seconds
+
+    def once(self, key: Hashable, make: Callable[[], Any]) -> tuple[Any, float]:
+        """What methods share in memory.
+
+        Args:
+            key: its name.
+            make: what makes it, called the first time.
+
+        Returns:
+            It, and the seconds that making it took.
+        """
+        if key not in self._made:
+            started, value = perf_counter(), make()
+            self._made[key] = value, perf_counter() - started
+        return self._made[key]
+
+    def errors(self, timesteps: Sequence[int]) -> tuple[Float[Tensor, "train timestep"], float]:
+        """The model's squared errors on the train images, kept, and the seconds that they took.
+
+        Args:
+            timesteps: at which it predicts the noise.
+
+        Returns:
+            Errors per pixel, and seconds.
+        """
+        name = f"parts/errors-k{len(timesteps)}-{digest_json(list(timesteps))[:8]}"
+        errors = self.store.kept(
+            name,
+            partial(denoising_losses, self.model(), self.images("train"), timesteps=timesteps),
+            axes="train timestep",
+            parameters={"timesteps": list(timesteps)},
+            inputs=self.store.sha256("train", "model"),
+        )
+        return errors.to(self.device), self.store.info(name)["seconds"]
+
+    def inputs(self, which: str, *, model: bool) -> dict[str, str]:
+        """The sha256 of what scores are computed from.
+
+        Args:
+            which: the queries.
+            model: whether the model is looked into.
+
+        Returns:
+            Of train images and queries, by name; of a model also `"model"` and its `"recipe"`.
+        """
+        found = self.store.sha256("train", which)
+        if model:
+            recipe = digest_json(self.store.info("model")["parameters"]["recipe"])
+            found |= self.store.sha256("model") | {"recipe": recipe}
+        return found

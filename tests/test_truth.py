@@ -1,0 +1,271 @@
+"""What retraining says: which queries count, how predictions are held against it, and whether
+results belong together."""
+
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+from scipy.stats import spearmanr
+
+from nda import rng
+from nda.data.subsets import keep_masks
+from nda.errors import InputError
+from nda.evidence import lds
+from nda.evidence.truth import (
+    AXES,
+    FAMILIES,
+    Truth,
+    find_results,
+    group_effects,
+    lds_row,
+    record,
+    truths,
+)
+from nda.store import Store
+
+SUBSETS, SEEDS, TRAIN, TIMESTEPS = 9, 2, 40, [10, 30, 200, 250, 900, 999]
+COUNTS = {"val": 7, "gen": 5}
+MASKS = keep_masks(torch.arange(TRAIN) % 2, 24, family="report")
+
+
+def normal(*shape, name="truth"):
+    """Standard normal numbers in float64."""
+    return torch.randn(*shape, generator=rng.generator(name), dtype=torch.float64)
+
+
+def fill(results: Store) -> Store:
+    """Masks and losses of random halves, and of all images but one."""
+    for family in FAMILIES:
+        masks = keep_masks(torch.arange(TRAIN) % 2, SUBSETS, family=family)
+        results.save(f"masks/{family}", masks, axes="subset train")
+    results.save("masks/single", ~torch.eye(TRAIN, dtype=torch.bool)[:4], axes="subset train")
+    for family, subsets in {"select": SUBSETS, "report": SUBSETS, "single": 4}.items():
+        for which, count in COUNTS.items():
+            losses = normal(subsets, SEEDS, count, 3, name=f"{family} {which}").float()
+            made = {"parameters": {"timesteps": TIMESTEPS}}
+            made["inputs"] = results.sha256(f"masks/{family}")
+            results.save(f"losses/{family}-{which}", losses, axes=AXES, **made)
+    return results
+
+
+@pytest.fixture
+def results(tmp_path):
+    return fill(Store(tmp_path / "results"))
+
+
+# ---- which queries count
+
+EVEN, ODD, ALL = [0, 2, 4, 6], [1, 3, 5], list(range(7))
+
+
+@pytest.mark.parametrize(
+    ("family", "which", "part", "rows"),
+    [
+        ("select", "val", None, EVEN),
+        ("report", "val", None, ODD),
+        ("single", "val", None, ODD),
+        ("select", "gen", None, ALL[:5]),
+        ("report", "gen", None, ALL[:5]),
+        ("select", "val", "all", ALL),
+        ("select", "val", "report", ODD),
+        ("report", "val", "choose", EVEN),
+        ("report", "gen", "choose", ALL[:5]),
+    ],
+)
+def test_queries_that_choose_are_never_reported(results, family, which, part, rows):
+    truth = Truth.load(results, family, which, part)
+    assert (truth.family, truth.which, truth.rows.tolist()) == (family, which, rows)
+    assert truth.n_queries == COUNTS[which] and truth.timesteps == tuple(TIMESTEPS)
+    kept = results.load(f"losses/{family}-{which}")[:, :, rows].double()
+    assert truth.losses.dtype == torch.float64 and torch.equal(truth.losses, kept)
+    assert torch.equal(truth.masks, results.load(f"masks/{family}"))
+    torch.testing.assert_close(truth.mean, kept.mean((1, 3)))
+
+
+def test_truths_are_the_two_families(results):
+    for which in COUNTS:
+        found = truths(results, which)
+        assert list(found) == ["select", "report"]
+        for family, truth in found.items():
+            assert torch.equal(truth.losses, Truth.load(results, family, which).losses)
+
+
+@pytest.mark.parametrize(("which", "part"), [("train", None), ("val", "odd")])
+def test_other_queries_and_parts(results, which, part):
+    with pytest.raises(InputError, match="which must be one of val, gen and part one of choose"):
+        Truth.load(results, "report", which, part)
+
+
+def test_masks_of_another_number_of_subsets(results):
+    results.delete("masks/report")
+    results.save("masks/report", MASKS, axes="subset train")
+    info = results.info("losses/report-val")
+    results.correct("losses/report-val", inputs={}, date="", reason="")
+    assert info["inputs"] and not results.info("losses/report-val")["inputs"]
+    with pytest.raises(InputError, match="losses/report-val .* 9 subsets and masks/report of 24"):
+        Truth.load(results, "report", "val")
+
+
+def test_a_working_store_is_not_taken_for_results(tmp_path, monkeypatch):
+    monkeypatch.setenv("NDA_HOME", str(tmp_path))
+    fill(Store.working("p"))
+    with pytest.raises(InputError, match="working store, but a results"):
+        Truth.load(Store.working("p"), "report", "val")
+
+
+# ---- predictions
+
+
+def test_group_effects_are_sums_over_members():
+    scores = normal(3, 40).float()
+    effects = group_effects(scores, MASKS)
+    assert effects.shape == (24, 3) and effects.dtype == torch.float64
+    for subset, mask in enumerate(MASKS):
+        torch.testing.assert_close(effects[subset], scores[:, mask].double().sum(1))
+
+
+@pytest.mark.parametrize("family", ["report", "single"])
+@pytest.mark.parametrize("which", COUNTS)
+@pytest.mark.parametrize("centred", [False, True])
+def test_the_lds_is_scipys_over_the_queries_that_count(results, family, which, centred):
+    """Loops over queries and subsets, for halves and for single removals alike."""
+    truth = Truth.load(results, family, which)
+    scores = normal(COUNTS[which], TRAIN, name="scores")
+    rows = ODD if which == "val" else ALL[:5]
+    losses = results.load(f"losses/{family}-{which}").double()[:, :, rows].mean((1, 3))
+    effects = torch.stack(
+        [torch.stack([scores[q][mask].sum() for q in rows]) for mask in truth.masks]
+    )
+    torch.testing.assert_close(truth.effects(scores), effects)
+    if centred:
+        truth = truth.centred()
+        effects, losses = (v - v.mean(1, keepdim=True) for v in (effects, losses))
+    wanted = [spearmanr(effects[:, q], -losses[:, q]).statistic for q in range(len(rows))]
+    for predicted in (scores, truth.effects(scores), truth.effects(scores).float()):
+        assert truth.lds(predicted).tolist() == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("centred", [False, True])
+def test_intervals_ceilings_and_summaries_are_those_of_lds(results, centred):
+    truth, scores = Truth.load(results, "report", "val"), normal(7, TRAIN, name="scores")
+    effects, losses = truth.effects(scores), truth.losses.mean(3)
+    if centred:
+        truth, effects, losses = truth.centred(), lds.centre(effects), lds.centre(losses)
+    options = {"resamples": 50, "seed": 3}
+    draws = lds.bootstrap({"": effects}, losses.mean(1), **options)[""]
+    assert truth.interval(scores, **options) == pytest.approx(lds.interval(draws))
+    assert truth.seed_ceiling() == pytest.approx(lds.seed_ceiling(losses))
+    assert truth.ceiling(**options) == pytest.approx(lds.ceiling_summary(losses, **options))
+    many = {"mine": scores, "theirs": -scores}
+    pd.testing.assert_frame_equal(
+        truth.summary(many, reference="theirs", **options),
+        lds.summary(
+            {"mine": effects, "theirs": -effects}, losses.mean(1), reference="theirs", **options
+        ),
+    )
+
+
+def test_each_group_of_timesteps_is_a_truth(results):
+    truth = Truth.load(results, "report", "gen").centred()
+    groups = truth.by_timestep()
+    assert list(groups) == ["10-30", "200-250", "900-999"]
+    for i, group in enumerate(groups.values()):
+        assert torch.equal(group.mean, truth.losses[..., i].mean(1)) and group.is_centred
+        assert group.timesteps == tuple(TIMESTEPS[2 * i : 2 * i + 2])
+    for timesteps in ((), tuple(TIMESTEPS[:5])):
+        with pytest.raises(InputError, match=f"{len(timesteps)} timesteps"):
+            replace(truth, timesteps=timesteps).by_timestep()
+
+
+def test_rows_have_both_families_plain_and_centred(results):
+    scores, found = normal(7, TRAIN, name="scores"), truths(results, "val")
+    row = lds_row(scores, found, resamples=20)
+    for family, truth in found.items():
+        for kind, one in {"": truth, "_centred": truth.centred()}.items():
+            assert row[family + kind] == pytest.approx(100 * one.lds(scores).mean().item())
+    assert (row["low"], row["high"]) == pytest.approx(
+        tuple(100 * end for end in found["report"].interval(scores, resamples=20))
+    )
+
+
+# ---- bad input
+
+
+@pytest.mark.parametrize(
+    ("scores", "reason"),
+    [
+        (normal(40, 3), r"\[query, train=40\].*transposed"),
+        (normal(3, 39), "scores"),
+        (normal(40), "scores"),
+        (normal(3, 40).index_fill(1, torch.tensor(1), float("nan")), "scores .*NaN"),
+    ],
+)
+def test_bad_scores(scores, reason):
+    with pytest.raises(InputError, match=reason):
+        group_effects(scores, MASKS)
+
+
+@pytest.mark.parametrize(
+    ("scores", "reason"),
+    [
+        (normal(3, TRAIN), "a row for each of the 7 val queries, not 3"),
+        (normal(7, 39), r"\[query, train=40\]"),
+        (normal(TRAIN, 7), "a row for each of the 7 val queries, not 40"),
+        (normal(7), r"\[query, train=40\]"),
+    ],
+)
+def test_scores_of_another_shape(results, scores, reason):
+    truth = Truth.load(results, "report", "val")
+    for use in (truth.effects, truth.lds, truth.interval):
+        with pytest.raises(InputError, match=reason):
+            use(scores)
+
+
+def test_a_shape_that_scores_and_effects_would_both_have(results):
+    truth = Truth.load(results, "report", "val")
+    few = replace(truth, masks=truth.masks[:7, :3], losses=truth.losses[:7])
+    with pytest.raises(InputError, match=r"both be \(7, 3\)"):
+        few.lds(normal(7, 3))
+
+
+# ---- records
+
+
+def test_record_keeps_scores_and_their_effects(tmp_path):
+    store, results = Store(tmp_path / "work"), Store(tmp_path / "results")
+    for name in ("train", "val"):
+        store.save(name, normal(2), axes="image")
+    results.save("masks/report", MASKS, axes="subset train")
+    scores = normal(3, 40)
+    made = {"store": store, "results": results, "parameters": {"patch": 3}, "seconds": 1.5}
+    record("nda", "val", scores, **made)
+    assert torch.equal(store.load("scores/nda-val", "query train"), scores)
+    assert torch.equal(
+        results.load("effects/nda-val", "subset query"), group_effects(scores, MASKS).float()
+    )
+    for place, name in ((store, "scores/nda-val"), (results, "effects/nda-val")):
+        assert place.info(name)["parameters"] == {"patch": 3} and place.info(name)["seconds"] == 1.5
+    with pytest.raises(InputError, match="transposed"):
+        record("other", "val", scores.T, **made)
+    assert "scores/other-val" not in store
+    results.save("masks/report", ~MASKS, axes="subset train")
+    with pytest.raises(InputError, match="another masks/report"):
+        results.load("effects/nda-val")
+
+
+# ---- where results are
+
+
+def test_results_in_the_home_win_if_there_are_models_else_those_shipped(tmp_path, monkeypatch):
+    monkeypatch.setenv("NDA_HOME", str(tmp_path))
+    assert find_results("small").folder == Store.shipped("small").folder
+    own = Store.results("small")
+    own.save("masks/report", MASKS, axes="subset train")  # drawn, but nothing was retrained
+    assert find_results("small").folder == Store.shipped("small").folder
+    assert len(Truth.load("small", "report", "val").losses) == 64
+    own.delete("masks/report")
+    fill(own)
+    assert find_results("small").folder == own.folder
+    assert len(Truth.load("small", "report", "val").losses) == SUBSETS
+    assert find_results("nowhere").folder == Store.results("nowhere").folder
