@@ -5,9 +5,11 @@ import argparse
 import logging
 import sys
 from pathlib import Path
+from typing import Any
 
 import yaml
 
+from nda import __version__
 from nda.artefact import notebooks, release
 from nda.errors import InputError
 from nda.evidence import scorecard
@@ -16,24 +18,43 @@ from nda.store import Store
 
 
 def parser() -> argparse.ArgumentParser:
-    """The small command line; `options.do` is the function of the command."""
-    root = argparse.ArgumentParser(prog="python -m nda", description=__doc__)
-    commands = root.add_subparsers(dest="command", required=True)
+    """The command line.
+
+    Returns:
+        Its parser; `options.do` is the function of the command.
+    """
+    root = argparse.ArgumentParser(prog="nda", description=__doc__)
+    root.add_argument("--version", action="version", version=f"nda {__version__}")
+    commands = root.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for add in (_add_run, _add_retrain, _add_score, _add_ship):
+        add(commands)
+    return root
+
+
+def _add_run(commands: Any) -> None:
     run = commands.add_parser("run", help="run the notebooks of a profile into book/runs/")
     run.set_defaults(do=_run)
     which = run.add_mutually_exclusive_group()
     which.add_argument("--from", dest="start", metavar="NN", help="first notebook, for example 03")
     which.add_argument("--only", nargs="+", default=(), metavar="NN", help="these notebooks alone")
-    member = commands.add_parser(
-        "member", help="retrain subset models: one task, or all that are missing"
+    _add_profile(run)
+
+
+def _add_retrain(commands: Any) -> None:
+    retrain = commands.add_parser(
+        "retrain", help="train the models of a profile's subsets: all that are missing, or one"
     )
-    member.set_defaults(do=_member)
-    member.add_argument(
-        "--task", type=int, metavar="K", help="number of the task, for job arrays; default: all"
+    retrain.set_defaults(do=_retrain)
+    retrain.add_argument(
+        "--task", type=int, metavar="K", help="train number K alone, for job arrays (default: all)"
     )
-    member.add_argument(
-        "--workers", type=int, default=2, help="processes of one thread each (default 2)"
+    retrain.add_argument(
+        "--workers", type=int, default=2, help="processes, of one thread each (default 2)"
     )
+    _add_profile(retrain)
+
+
+def _add_score(commands: Any) -> None:
     score = commands.add_parser(
         "score", help="test your own scores[query, train] against the retrained models of a profile"
     )
@@ -42,7 +63,8 @@ def parser() -> argparse.ArgumentParser:
         "file",
         type=Path,
         metavar="FILE.npy",
-        help="a matrix [query, train], higher = proponent, written by numpy.save",
+        help="a matrix [query, train] written by numpy.save; a higher score says that keeping the"
+        " train image lowers the query's loss",
     )
     score.add_argument(
         "--queries",
@@ -54,31 +76,44 @@ def parser() -> argparse.ArgumentParser:
         "--resamples", type=int, default=2000, metavar="N", help="of the bootstrap (default 2000)"
     )
     score.add_argument(
-        "--profile", required=True, help="a folder in data/results/, for example small"
+        "--profile", required=True, help="whose results to score against, for example small"
     )
+
+
+def _add_ship(commands: Any) -> None:
     ship = commands.add_parser(
         "ship",
-        help=(
-            "add the model and the generated queries to the results of a profile, and PROVENANCE.md"
-        ),
+        help="copy the model and the generated queries of a profile to its results, and write"
+        " PROVENANCE.md there",
     )
     ship.set_defaults(do=_ship)
     ship.add_argument("--profile", required=True, help="a folder in data/, for example small")
-    for command in (run, member):
-        command.add_argument("--profile", required=True, help="a file in notebooks/profiles/")
-        command.add_argument(
-            "-p",
-            dest="overrides",
-            action="append",
-            default=[],
-            metavar="NAME=VALUE",
-            help="override a parameter",
-        )
-    return root
+
+
+def _add_profile(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--profile", required=True, help="a file in notebooks/profiles/")
+    command.add_argument(
+        "-p",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="give a parameter another value",
+    )
 
 
 def overrides(pairs: list[str]) -> dict:
-    """`["n=3"]` → `{"n": 3}`; values are YAML."""
+    """`["n=3"]` → `{"n": 3}`; values are YAML.
+
+    Args:
+        pairs: what was typed after each `-p`.
+
+    Returns:
+        The values by name.
+
+    Raises:
+        InputError: for a pair without `=`.
+    """
     for pair in pairs:
         if "=" not in pair:
             raise InputError(f"-p needs NAME=VALUE, not {pair!r}")
@@ -94,7 +129,7 @@ def _run(options: argparse.Namespace) -> None:
     )
 
 
-def _member(options: argparse.Namespace) -> None:
+def _retrain(options: argparse.Namespace) -> None:
     notebooks.plan(options.profile, overrides(options.overrides)).run(
         workers=options.workers, task=options.task
     )
@@ -102,11 +137,9 @@ def _member(options: argparse.Namespace) -> None:
 
 def _score(options: argparse.Namespace) -> None:
     scores = scorecard.load_scores(options.file)
-    print(
-        scorecard.score(
-            scores, options.queries, Store.results(options.profile), resamples=options.resamples
-        )
-    )
+    own, shipped = Store.results(options.profile), Store.shipped(options.profile)
+    results = shipped if shipped.folder.is_dir() and "masks/report" not in own else own
+    print(scorecard.score(scores, options.queries, results, resamples=options.resamples))
 
 
 def _ship(options: argparse.Namespace) -> None:
@@ -114,7 +147,14 @@ def _ship(options: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code 0, 1 for a failed notebook, 2 for bad input."""
+    """Run one command.
+
+    Args:
+        arguments: those of the command line; default: those that the process was started with.
+
+    Returns:
+        The exit code: 0, 1 for a failed notebook, 2 for bad input, 130 if interrupted.
+    """
     options = parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING)
     try:

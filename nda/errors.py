@@ -1,6 +1,7 @@
 """Bad input gets one sentence that names the argument, what was wrong and what to do."""
 
 from collections.abc import Collection, Sequence
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -95,3 +96,19 @@ def check_draws(timesteps: Sequence[int], **counts: int) -> None:
     for name, count in counts.items():
         if count < 1:
             raise InputError(f"{name} must be at least 1, not {count}")
+
+
+def needs(package: str, extra: str) -> None:
+    """Check that a package can be imported that `pip install nda` alone does not bring.
+
+    Args:
+        package: its name in an import.
+        extra: the group of optional dependencies in pyproject.toml that has it.
+
+    Raises:
+        InputError: if it is not installed, with the command that installs it.
+    """
+    if find_spec(package) is None:
+        raise InputError(
+            f"the package {package} is not installed; install it with: pip install 'nda[{extra}]'"
+        )

@@ -8,6 +8,7 @@ import platform
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
+from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from time import perf_counter
@@ -22,7 +23,7 @@ from torch import Tensor
 from nda.errors import InputError
 from nda.places import home, shared
 
-VERSIONS = {name: version(name) for name in ("torch", "diffusers", "numpy")} | {
+VERSIONS = {name: version(name) for name in ("torch", "diffusers", "numpy") if find_spec(name)} | {
     "python": platform.python_version()
 }
 NOTEBOOKS = {

@@ -7,10 +7,12 @@ import sys
 
 os.environ["TQDM_DISABLE"] = "1"  # before tqdm is imported: it reads this once
 
+import axes
 import pytest
 import torch
 from hypothesis import settings
 
+axes.install()  # before nda is imported
 torch.set_num_threads(1)
 settings.register_profile("nda", deadline=None, derandomize=True, max_examples=25)
 settings.load_profile("nda")

