@@ -1,4 +1,7 @@
-"""The one table that matters."""
+"""The one table that matters, and the README that shows it."""
+
+import runpy
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -24,8 +27,13 @@ def test_its_methods_are_in_order_and_the_ceiling_is_last(table):
 
 def test_it_can_be_written_in_markdown(table):
     lines = headline.markdown(table).splitlines()
-    assert (
-        lines[0] == "|  | looks at | LDS, %, held-out images | of the ceiling, %, held-out images |"
-    )
+    assert lines[0] == "|  | looks at | held-out: LDS, % | held-out: of ceiling, % |"
     assert lines[1] == "| --- | --- | ---: | ---: |"
     assert lines[3] == "| TRAK | train images, model | 30.0 [25.0,\u00a034.0] | 38 |"
+
+
+def test_the_readme_shows_the_shipped_results():
+    root = Path(__file__).parent.parent
+    script = runpy.run_path(str(root / "benchmarks/readme.py"))
+    text = (root / "README.md").read_text()
+    assert script["updated"](text) == text, "run python benchmarks/readme.py"

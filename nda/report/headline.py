@@ -35,12 +35,12 @@ def headline(
     Returns:
         A row per method of `HEADLINE` that is in the tables, and the ceiling; cells are text.
     """
-    kinds = {"val": "held-out images", "gen": "generated images"}
+    kinds = {"val": "held-out", "gen": "generated"}
     columns: dict[str, dict[str, str]] = {"looks at": {}}
     for which, summary in summaries.items():
         ceiling, low, high = ceilings[which]
         scores = summary.set_index("method").to_dict("index")
-        shown, shares = f"LDS, %, {kinds[which]}", f"of the ceiling, %, {kinds[which]}"
+        shown, shares = f"{kinds[which]}: LDS, %", f"{kinds[which]}: of ceiling, %"
         columns[shown], columns[shares] = {}, {}
         for row in [row for row in HEADLINE if row in scores]:
             lds = scores[row]

@@ -150,7 +150,8 @@ def _sorted(apart: Mapping[Any, Mapping[str, float]]) -> dict[str, str]:
     for row in (row for row in METHODS if row in apart and row != "random"):
         ends = apart[row]["gain_low"], apart[row]["gain_high"]
         if any(ends):  # the method that all are held against differs by nothing at all
-            found[places[versus(*ends)]].append(label(row))
+            name, comma, kind = label(row).partition(", ")
+            found[places[versus(*ends)]].append(f"{name} ({kind})" if comma else name)
     return {place: listed(names) for place, names in found.items()}
 
 
