@@ -8,7 +8,9 @@ succeeds with something that its annotations rule out.
 from collections.abc import Callable
 
 import jaxtyping
-from beartype import beartype
+from beartype import BeartypeConf, beartype
+
+CHECKED = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is good where a float is
 
 
 def install() -> None:
@@ -19,4 +21,4 @@ def install() -> None:
 def after(function: Callable) -> Callable:
     """`function` is one of jaxtyping's two stand-ins for a function of nda. The one that it calls
     afterwards takes the result as `ret0`."""
-    return beartype(function) if "ret0" in function.__code__.co_varnames else function
+    return CHECKED(function) if "ret0" in function.__code__.co_varnames else function

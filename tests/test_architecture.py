@@ -66,7 +66,11 @@ def broken_wings(file: str, source: str) -> list[str]:
                 f"nda/{file}:{line} imports {name} relatively; write nda.… to show its wing"
             )
         target = parts[1] if len(parts) > 1 else "__init__"
-        if parts[0] == "nda" and not _allowed(me, target, ground=WINGS[0]):
+        if (
+            parts[0] == "nda"
+            and target != "__version__"
+            and not _allowed(me, target, ground=WINGS[0])
+        ):
             found.append(
                 f"nda/{file}:{line} imports {name}, but {target} is not before {me} in WINGS"
             )
@@ -129,11 +133,12 @@ def undocumented(file: str, source: str) -> list[str]:
 
 
 def too_long(file: str, source: str) -> list[str]:
-    """Functions over 45 lines."""
+    """Functions over 45 lines, their docstrings not counted."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef):
-            length = node.end_lineno - node.lineno + 1
+            docstring = ast.get_docstring(node, clean=False)
+            length = node.end_lineno - node.lineno + 1 - len((docstring or "").splitlines())
             if length > 45:
                 found.append(f"nda/{file}:{node.lineno} {node.name} has {length} lines")
     return found
@@ -163,6 +168,7 @@ def test_rule(rule, file):
         (undocumented, "lds.py", "def f(x) -> int:\n    '''Do.'''"),
         (undocumented, "lds.py", "class A:\n    '''A.'''\n    def f(self):\n        '''Do.'''"),
         (too_long, "lds.py", "def f():\n" + "    x = 1\n" * 45),
+        (too_long, "lds.py", "def f():\n    '''Do.'''\n" + "    x = 1\n" * 45),
     ],
 )
 def test_rule_can_fail(rule, file, source):

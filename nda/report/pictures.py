@@ -14,7 +14,16 @@ from nda.report.style import INK, canvas, label, show
 def grid(
     images: Float[Tensor, "image chan row col"], titles: Sequence[str] = (), *, columns: int = 10
 ) -> Figure:
-    """Images in rows of `columns`, with optional titles."""
+    """Images in rows.
+
+    Args:
+        images: pixels in [-1, 1].
+        titles: one above each image, or none.
+        columns: images in a row.
+
+    Returns:
+        The figure.
+    """
     rows = -(-len(images) // columns)
     figure, axes = canvas(0.85 * columns, (1.05 if titles else 0.85) * rows, rows, columns)
     for place in axes.flat:
@@ -33,7 +42,18 @@ def proponents(
     top: int = 7,
     unit: str = "{:.1f}",
 ) -> Figure:
-    """Each row: a query, then the train images with the highest scores, then the lowest."""
+    """Each row: a query, then the train images with the highest scores, then the lowest.
+
+    Args:
+        queries: one row each.
+        train: the images that are scored.
+        scores: of every query for every train image.
+        top: how many of the highest.
+        unit: the format in which a score stands above its image.
+
+    Returns:
+        The figure.
+    """
     figure, axes = canvas(0.9 * (top + 2), 1.12 * len(queries), len(queries), top + 2)
     for row, query, values in zip(axes, queries, scores, strict=True):
         best = values.topk(top).indices.tolist() + [int(values.argmin())]
@@ -52,7 +72,17 @@ def maps(
     unit: str,
     cmap: str = "magma",
 ) -> Figure:
-    """Heat maps that share one colour scale, labelled with its unit."""
+    """Heat maps that share one colour scale.
+
+    Args:
+        images: the maps, of numbers from 0 up.
+        titles: one above each map.
+        unit: what the scale measures; its label.
+        cmap: matplotlib's name of the colours.
+
+    Returns:
+        The figure.
+    """
     figure, axes = canvas(1.75 * len(images) + 0.6, 2.1, 1, len(images))
     top = max(float(image.max()) for image in images)
     for place, image, title in zip(axes[0], images, titles, strict=True):
@@ -75,7 +105,19 @@ def sources(
     used: Sequence[Float[Tensor, "row col"]],
 ) -> Figure:
     """Above: a query, then train images, clear where they are used; below: entropy, then the mass
-    of each image, at the query's pixels."""
+    of each image, at the query's pixels.
+
+    Args:
+        query: the image that is explained.
+        train: the images that explain it.
+        images: the numbers of the train images to show.
+        masses: of every train image at every position of the query, from 0 to 1.
+        entropy: of these masses, in nats.
+        used: for each of `images`, the mass of its positions (`used_pixels`).
+
+    Returns:
+        The figure.
+    """
     figure, axes = canvas(1.35 * (len(images) + 1) + 0.8, 3.3, 2, len(images) + 1)
     show(axes[0, 0], query, "query")
     top = float(masses[..., list(images)].max())
@@ -109,7 +151,14 @@ def first_proponents(
     """One row per method: the query, then the train images that it scores highest, by their
     numbers, and dotted the lowest.
 
-    scores: of this query, by a method's key, or by any other name of a row.
+    Args:
+        query: the image that is explained.
+        train: the images that are scored.
+        scores: of this query, by a method's key, or by any other name of a row.
+        top: how many of the highest.
+
+    Returns:
+        The figure.
     """
     figure, axes = canvas(0.9 * (top + 2) + 1.7, 1.06 * len(scores), len(scores), top + 2)
     for row, (method, values) in zip(axes, scores.items(), strict=True):

@@ -16,7 +16,16 @@ from nda.report.style import INK, canvas, label
 def masks(
     keep: Bool[Tensor, "subset train"], labels: Float[Tensor, "train"], classes: Sequence[str]
 ) -> Figure:
-    """Which train images each subset keeps, sorted by class."""
+    """Which train images each subset keeps, sorted by class.
+
+    Args:
+        keep: True where a subset keeps an image.
+        labels: the class of each train image.
+        classes: the names of the classes.
+
+    Returns:
+        The figure.
+    """
     order = labels.argsort(stable=True)
     figure, axes = canvas(8, 0.5 + 0.13 * len(keep))
     place = axes[0, 0]
@@ -37,7 +46,15 @@ def masks(
 
 
 def training(curve: Float[Tensor, "step"], window: int = 20) -> Figure:
-    """Training loss per step, with a running mean."""
+    """Training loss per step, with a running mean.
+
+    Args:
+        curve: the losses.
+        window: steps in the running mean.
+
+    Returns:
+        The figure.
+    """
     figure, axes = canvas(6.5, 2.8)
     values = curve.numpy()
     smooth = pd.Series(values).rolling(window, min_periods=1).mean()
@@ -49,8 +66,14 @@ def training(curve: Float[Tensor, "step"], window: int = 20) -> Figure:
 
 
 def signal_by_timestep(table: pd.DataFrame) -> Figure:
-    """Mean loss, its spread over subsets and the seed ceiling, by timestep (columns timestep, loss,
-    spread, ceiling)."""
+    """Mean loss, its spread over subsets and the seed ceiling, by timestep.
+
+    Args:
+        table: columns timestep, loss, spread, ceiling.
+
+    Returns:
+        The figure.
+    """
     figure, axes = canvas(8, 2.7, 1, 2)
     axes[0, 0].plot(
         table["timestep"], table["loss"], color=INK, marker="o", markersize=4, label="mean"
@@ -78,7 +101,15 @@ def signal_by_timestep(table: pd.DataFrame) -> Figure:
 
 
 def scaling(tables: Mapping[str, pd.DataFrame], *, ylabel: str) -> Figure:
-    """One log-log panel per table, whose named index is the abscissa, one line per column."""
+    """One log-log panel per table, one line per column.
+
+    Args:
+        tables: by the panel's title; the named index of a table is the abscissa.
+        ylabel: what the columns measure.
+
+    Returns:
+        The figure.
+    """
     figure, axes = canvas(3.1 * len(tables), 2.9, 1, len(tables), sharey=True)
     colours = (
         METHODS["nda"].colour,
@@ -100,7 +131,16 @@ def scaling(tables: Mapping[str, pd.DataFrame], *, ylabel: str) -> Figure:
 
 
 def bars(groups: Mapping[str, Float[Tensor, "item"]], *, xlabel: str, ylabel: str) -> Figure:
-    """One panel of bars per group, on a common scale."""
+    """One panel of bars per group, on a common scale.
+
+    Args:
+        groups: the heights, by the panel's title.
+        xlabel: what an item is.
+        ylabel: what a height measures.
+
+    Returns:
+        The figure.
+    """
     figure, axes = canvas(2.6 * len(groups), 2.3, 1, len(groups), sharey=True)
     for place, (title, values) in zip(axes[0], groups.items(), strict=True):
         place.bar(range(len(values)), values.cpu().numpy(), color=METHODS["nda"].colour)
@@ -112,8 +152,17 @@ def bars(groups: Mapping[str, Float[Tensor, "item"]], *, xlabel: str, ylabel: st
 def intervals(
     tables: Mapping[str, pd.DataFrame], ceilings: Mapping[str, Sequence[float]], *, columns: int = 2
 ) -> Figure:
-    """One panel per table of `nda.evidence.lds.summary`, methods from top to bottom, the seed
-    ceiling dashed in its interval; all in percent."""
+    """One panel per table, methods from top to bottom, the seed ceiling dashed in its interval; all
+    in percent.
+
+    Args:
+        tables: of `nda.evidence.lds.summary`, by the panel's title.
+        ceilings: by the same titles: the seed ceiling and the ends of its interval.
+        columns: panels in a row.
+
+    Returns:
+        The figure.
+    """
     methods = [m for m in METHODS if any((table["method"] == m).any() for table in tables.values())]
     count = len(methods)
     rows = -(-len(tables) // columns)
@@ -149,7 +198,17 @@ def intervals(
 def scatter(
     effects: Float[Tensor, "subset"], losses: Float[Tensor, "subset"], *, xlabel: str, ylabel: str
 ) -> Figure:
-    """Predicted effect against true loss, one point per retrained model."""
+    """Predicted effect against true loss, one point per retrained model.
+
+    Args:
+        effects: the predictions for one query.
+        losses: what the retrained models lose on it.
+        xlabel: what an effect is.
+        ylabel: what a loss is.
+
+    Returns:
+        The figure.
+    """
     figure, axes = canvas(3.6, 2.9)
     axes[0, 0].plot(effects.numpy(), losses.numpy(), "o", color=METHODS["nda"].colour, markersize=5)
     axes[0, 0].set(xlabel=xlabel, ylabel=ylabel)
@@ -160,11 +219,17 @@ QUIET = {"color": "#bbbbbb", "linewidth": 1, "zorder": 0}
 
 
 def damping_paths(paths: Mapping[str, pd.DataFrame], *, columns: int = 3) -> Figure:
-    """One panel per method: LDS in percent against the relative damping, which is the index of its
-    table.
+    """One panel per method: LDS in percent against the relative damping.
 
     Column `select`, solid, with its best damping marked: the choice. Column `report`, dashed, with
     its best damping hollow: the oracle that papers use, shown and not used.
+
+    Args:
+        paths: a table by a method's key; its index is the damping divided by the mean eigenvalue.
+        columns: panels in a row.
+
+    Returns:
+        The figure.
     """
     columns = min(columns, len(paths))
     rows = -(-len(paths) // columns)
@@ -204,9 +269,16 @@ def damping_paths(paths: Mapping[str, pd.DataFrame], *, columns: int = 3) -> Fig
     return figure
 
 
-def spectra(eigenvalues: Mapping[str, Float[Tensor, "eigen"]]) -> Figure:
+def spectra(eigenvalues: Mapping[str, Float[Tensor, "..."]]) -> Figure:
     """Eigenvalues of each method's curvature, from the largest to the smallest, on logarithmic
-    axes; their mean is dotted."""
+    axes; their mean is dotted.
+
+    Args:
+        eigenvalues: by a method's key, in any shape.
+
+    Returns:
+        The figure.
+    """
     figure, axes = canvas(5.6, 3.1)
     place = axes[0, 0]
     for method, values in eigenvalues.items():
@@ -231,7 +303,16 @@ def spectra(eigenvalues: Mapping[str, Float[Tensor, "eigen"]]) -> Figure:
 
 def heat(tables: Mapping[str, pd.DataFrame], *, xlabel: str, unit: str) -> Figure:
     """Tables of numbers as colours, side by side, with the numbers in the cells; one scale around 0
-    for all."""
+    for all.
+
+    Args:
+        tables: by the panel's title, all with the same rows.
+        xlabel: what a column is.
+        unit: what the numbers measure.
+
+    Returns:
+        The figure.
+    """
     rows, widths = max(map(len, tables.values())), [table.shape[1] for table in tables.values()]
     figure, axes = canvas(
         2.4 + 0.55 * sum(widths),
@@ -265,9 +346,16 @@ def heat(tables: Mapping[str, pd.DataFrame], *, xlabel: str, unit: str) -> Figur
 
 
 def settings(rows: pd.DataFrame, *, columns: int = 3) -> Figure:
-    """One panel per `ablation`: LDS on `report` with its interval against the settings, `val` full
-    and `gen` hollow; grey, what `select` says of `val`. rows: of
-    `nda.evidence.ablations.nonparametric.table`."""
+    """One panel per `ablation`: LDS on `report` with its interval against the settings, `val` dark
+    and `gen` pale; a dash, what `select` says of `val`.
+
+    Args:
+        rows: of `nda.evidence.ablations.nonparametric.table`.
+        columns: panels in a row.
+
+    Returns:
+        The figure.
+    """
     names = list(dict.fromkeys(rows["ablation"]))
     columns = min(columns, len(names))
     figure, axes = canvas(

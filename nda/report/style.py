@@ -32,7 +32,14 @@ STYLE: dict[Any, Any] = {
 
 
 def label(method: str) -> str:
-    """The name of a method for a reader."""
+    """The name of a method for a reader.
+
+    Args:
+        method: its key.
+
+    Returns:
+        Its label.
+    """
     return METHODS[method].label
 
 
@@ -48,8 +55,18 @@ class Picture(Figure):
 def canvas(
     width: float, height: float, rows: int = 1, columns: int = 1, **settings: Any
 ) -> tuple[Figure, np.ndarray]:
-    """An empty figure of `width` x `height` inches in the book's style, and its axes `[row,
-    column]`."""
+    """An empty figure in the book's style.
+
+    Args:
+        width: in inches.
+        height: in inches.
+        rows: of panels.
+        columns: of panels.
+        settings: more for matplotlib's `Figure.subplots`.
+
+    Returns:
+        The figure, and its axes `[row, column]`.
+    """
     with mpl.rc_context(STYLE):
         figure = Picture(figsize=(width, height), layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False, **settings)
@@ -57,7 +74,13 @@ def canvas(
 
 
 def show(axes: Axes, image: Float[Tensor, "chan row col"], title: str = "") -> None:
-    """One image in [-1, 1], pixels as squares, no ticks."""
+    """One image, pixels as squares, no ticks.
+
+    Args:
+        axes: where to draw.
+        image: pixels in [-1, 1]; one channel is shown grey.
+        title: above it.
+    """
     pixels = ((image.float().cpu() + 1) / 2).clamp(0, 1).movedim(0, 2).numpy()
     axes.imshow(
         pixels if pixels.shape[2] == 3 else pixels[..., 0],

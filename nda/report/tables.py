@@ -14,16 +14,31 @@ from nda.report.style import label
 
 
 def brackets(low: Iterable[float], high: Iterable[float]) -> list[str]:
-    """Intervals as a table shows them, with one decimal; no line ends inside."""
+    """Intervals as a table shows them, with one decimal; no line ends inside.
+
+    Args:
+        low: lower ends.
+        high: upper ends.
+
+    Returns:
+        One text per interval.
+    """
     return [f"[{a:.1f},\u00a0{b:.1f}]" for a, b in zip(low, high, strict=True)]
 
 
 def table(
     tables: Mapping[str, pd.DataFrame], ceilings: Mapping[str, Sequence[float]]
 ) -> pd.DataFrame:
-    """Tables of `nda.evidence.lds.summary` for a reader: one block of rows per table, intervals in
-    brackets, the seed ceiling last."""
+    """LDS tables for a reader: one block of rows per table, intervals in brackets, the seed ceiling
+    last.
 
+    Args:
+        tables: of `nda.evidence.lds.summary`, by the block's title.
+        ceilings: by the same titles: the seed ceiling and the ends of its interval.
+
+    Returns:
+        Texts, one row per block and method.
+    """
     blocks = {}
     for name, values in tables.items():
         columns = {
@@ -44,10 +59,13 @@ def table(
 
 def agreement(scores: Mapping[str, Float[Tensor, "query train"]]) -> pd.DataFrame:
     """Spearman's rank correlation of every two methods' scores over the train images, the mean over
-    queries; ties share their mean rank.
+    queries; ties share their mean rank. A query whose scores are all the same counts as 0.
 
-    scores: by a method's key, or by any other name of a row. A query whose scores are all the same
-    counts as 0.
+    Args:
+        scores: by a method's key, or by any other name of a row.
+
+    Returns:
+        The correlations, one row and one column per method.
     """
     ranks = [torch.from_numpy(rankdata(values.cpu().numpy(), axis=1)) for values in scores.values()]
     units = torch.stack(
@@ -60,8 +78,15 @@ def agreement(scores: Mapping[str, Float[Tensor, "query train"]]) -> pd.DataFram
 
 
 def differences(tables: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFrame:
-    """Tables of `nda.evidence.lds.summary` for a reader: each method's difference to their
-    reference with its interval, one column per table."""
+    """Differences of LDS for a reader: each method's difference to the reference of a table, with
+    its interval.
+
+    Args:
+        tables: of `nda.evidence.lds.summary`, by the names of its column.
+
+    Returns:
+        Texts, one row per method, one column per table.
+    """
     columns = {}
     for name, values in tables.items():
         intervals = brackets(values["gain_low"], values["gain_high"])
