@@ -286,17 +286,10 @@ class Store:
             The result.
 
         Raises:
-            InputError: if it is missing, was changed on disk, has other axes than asked for, or was
-                computed from inputs that have been replaced since.
+            InputError: if it is missing or was changed on disk (see `read`), has other axes than
+                asked for, or was computed from inputs that have been replaced since.
         """
-        info = self.info(name)
-        path = self._path(name, ".csv" if info["kind"] == "table" else ".safetensors")
-        payload = path.read_bytes() if path.exists() else b""
-        if hashlib.sha256(payload).hexdigest() != info["sha256"]:
-            raise InputError(
-                f"{path} does not match the sha256 in its sidecar; delete both and compute {name}"
-                " again"
-            )
+        info, payload = self.info(name), self.read(name)
         if axes is not None and info["axes"] != axes:
             raise InputError(
                 f"{name} in {self.folder} has axes {info['axes']!r}, not {axes!r}; it is from"
@@ -309,6 +302,28 @@ class Store:
                 " compute it again"
             )
         return _decode(info["kind"], payload)
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a result, which are those that were written.
+
+        Args:
+            name: of the result.
+
+        Returns:
+            The file's content.
+
+        Raises:
+            InputError: if the result is missing or was changed on disk.
+        """
+        info = self.info(name)
+        path = self._path(name, ".csv" if info["kind"] == "table" else ".safetensors")
+        payload = path.read_bytes() if path.exists() else b""
+        if hashlib.sha256(payload).hexdigest() != info["sha256"]:
+            raise InputError(
+                f"{path} does not match the sha256 in its sidecar; delete both and compute {name}"
+                " again"
+            )
+        return payload
 
     def sha256(self, *names: str) -> dict[str, str]:
         """`{name: sha256}`, to be passed as `inputs` of what is computed from them.

@@ -5,15 +5,15 @@ import re
 
 import pytest
 import torch
+from made_up import MADE, RECIPE, save_effects, save_losses
 
 from nda import rng
 from nda.__main__ import main
+from nda.artefact import release
 from nda.artefact.release import levels, ship
 from nda.errors import InputError
 from nda.store import Store
 
-RECIPE = {"unet": {"block_out_channels": [8, 8]}, "epochs": 4, "lr": 0.001}
-RECIPE["checkpoints"] = [0.05, 0.25, 0.5, 1.0]
 CHECKPOINTS = ["model-5", "model-25", "model-50"]
 SHIPPED = ["gen", "model", *CHECKPOINTS]
 
@@ -37,8 +37,9 @@ def home(tmp_path, monkeypatch):
     monkeypatch.setenv("NDA_HOME", str(tmp_path))
     store, results = Store.working("made-up"), Store.results("made-up")
     made = {"recipe": RECIPE, "train_seed": 7, "data": "0" * 64}
+    used = {"train": MADE["train"]}
     for name in ("model", *CHECKPOINTS):
-        store.save(name, weights(name), parameters=made, seconds=1234.5)
+        store.save(name, weights(name), parameters=made, inputs=used, seconds=1234.5)
     store.save("model-loss", torch.rand(5), axes="step", parameters=made)
     store.save("model-state", weights("state"), parameters=made)
     store.save(
@@ -62,26 +63,12 @@ def home(tmp_path, monkeypatch):
             axes="subset train",
             parameters=data | {"family": family},
         )
-        settings = {"timesteps": [10, 500], "noise_seeds": [3], "seeds": seeds}
-        for kind in ("val", "gen"):
-            inputs = results.sha256(f"masks/{family}")
+        for which in ("val", "gen"):
             losses = torch.rand(3, len(seeds), 4, 2)
-            results.save(
-                f"losses/{family}-{kind}",
-                losses,
-                axes="subset seed query group",
-                parameters=settings,
-                inputs=inputs,
-                seconds=took,
-            )
+            save_losses(results, family, which, losses, seconds=took, **store.sha256("gen"))
     for method, took in (("nda", 11.0), ("trak", 22.0), ("random", None)):
-        results.save(
-            f"effects/{method}-val",
-            torch.rand(3, 4),
-            axes="subset query",
-            inputs=results.sha256("masks/report"),
-            seconds=took,
-        )
+        changed = store.sha256("model") if method == "trak" else {}
+        save_effects(results, method, "val", torch.rand(3, 4), seconds=took, **changed)
     return tmp_path
 
 
@@ -195,21 +182,40 @@ class Later:
         return datetime.now(UTC) + timedelta(days=1)
 
 
+def again(store, name, value):
+    """A working result computed anew by the same recipe, on another machine."""
+    info = store.info(name)
+    store.delete(name)
+    inputs = store.sha256("model") if name == "gen" else info["inputs"]
+    store.save(name, value, axes=info["axes"], parameters=info["parameters"], inputs=inputs)
+
+
+def follow(store, results):
+    """Losses and effects computed anew from the present model and generated queries."""
+    for name in (n for n in results.names() if n.startswith(("losses/", "effects/"))):
+        info, value = results.info(name), results.load(name)
+        known = {n: sha for n, sha in store.sha256("gen", "model").items() if n in info["inputs"]}
+        kept = {key: info[key] for key in ("axes", "parameters", "seconds")}
+        results.delete(name)
+        results.save(name, value, inputs=info["inputs"] | known, **kept)
+
+
 @pytest.mark.parametrize("name", ["model", "model-25", "gen"])
 def test_what_was_computed_anew_is_shipped_anew(home, name):
-    ship("made-up")
+    page = ship("made-up").read_text()
     store, results = Store.working("made-up"), Store.results("made-up")
-    info, before = store.info(name), results.info(name)["sha256"]
-    value = (
-        {key: tensor + 1 for key, tensor in store.load(name).items()}
-        if name != "gen"
-        else pixels().flip(0)
-    )
+    before = results.info(name)["sha256"]
+    assert before in page
+    if name == "gen":
+        again(store, name, pixels().flip(0))
+    else:
+        again(store, name, {key: tensor + 1 for key, tensor in store.load(name).items()})
     if name == "model":
-        store.delete("gen")  # it was sampled from the old one
-        store.save("gen", pixels(), axes="image chan row col", parameters={"n_gen": 4})
-    store.delete(name)
-    store.save(name, value, axes=info["axes"], parameters=info["parameters"])
+        again(store, "gen", pixels())
+    if name != "model-25":  # what was computed from the old one does not belong to the new one
+        with pytest.raises(InputError, match=f"another {name}"):
+            ship("made-up")
+        follow(store, results)
     page = ship("made-up").read_text()
     assert before not in page and results.info(name)["sha256"] in page
     stage = {"model": "full model", "gen": "generated queries"}
@@ -218,6 +224,26 @@ def test_what_was_computed_anew_is_shipped_anew(home, name):
         assert torch.allclose(
             results.load(name)["conv.bias"].float(), weights(name)["conv.bias"] + 1, atol=1e-2
         )
+
+
+def test_corrections_are_on_the_page(home):
+    assert "corrected" not in ship("made-up").read_text()
+    results = Store.results("made-up")
+    said = {"date": "2026-01-02", "reason": "no damping"}
+    for name in ("effects/trak-val", "effects/nda-val", "model"):
+        results.correct(name, parameters=results.info(name)["parameters"] | {"d": 1}, **said)
+    page = release.provenance("made-up", results)
+    assert "Sidecars were corrected after the files had been written." in page
+    assert "| 2026-01-02 | no damping | 3, effects/…, model |" in page
+
+
+def test_results_that_do_not_belong_together_are_not_shipped(home):
+    results = Store.results("made-up")
+    results.delete("effects/nda-val")
+    save_effects(results, "nda", "val", torch.rand(3, 4), train="0" * 64)
+    with pytest.raises(InputError, match="effects/nda-val .* another train"):
+        ship("made-up")
+    assert not (results.folder / "PROVENANCE.md").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,14 @@
 """Scoring a stranger's matrix, against scipy in loops and through the command."""
 
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from made_up import save_effects, save_losses
 from scipy.stats import spearmanr
 
 from nda import rng
@@ -55,22 +57,11 @@ def home(tmp_path_factory):
                 normal(SUBSETS, 2, QUERIES, 3, name=f"{family} {queries}"),
             )
             losses = (signal + 4 * swing + torch.tensor([2.0, 5.0, 12.0]) * noise).float()
-            made = {
-                "parameters": {"timesteps": TIMESTEPS},
-                "inputs": results.sha256(f"masks/{family}"),
-            }
-            results.save(
-                f"losses/{family}-{queries}", losses, axes="subset seed query group", **made
-            )
+            save_losses(results, family, queries, losses, timesteps=TIMESTEPS)
     for queries, methods in SHIPPED.items():
         for method in reversed(methods):
             effects = results.load("masks/report").double() @ shipped(method, queries).T.double()
-            results.save(
-                f"effects/{method}-{queries}",
-                effects.float(),
-                axes="subset query",
-                inputs=results.sha256("masks/report"),
-            )
+            save_effects(results, method, queries, effects.float())
     return home
 
 
@@ -207,9 +198,8 @@ def test_a_shipped_methods_own_matrix_gives_its_row(results, method, queries):
 
 def test_nothing_is_printed_as_minus_zero():
     table = pd.DataFrame({"LDS": [-0.04, 0.04, -0.06]})
-    assert "-0.0" not in str(scorecard.Report(table, table, table)) and "-0.1" in str(
-        scorecard.Report(table, table, table)
-    )
+    printed = str(scorecard.Report(table, table, table, Path()))
+    assert "-0.0" not in printed and "-0.1" in printed
 
 
 def test_a_random_matrix_is_near_zero_and_the_sign_counts(results):
@@ -295,22 +285,17 @@ def test_a_ceiling_of_zero_has_no_shares(tmp_path, results):
     """Seeds that contradict each other."""
     bad = Store(tmp_path)
     bad.save("masks/report", results.load("masks/report"), axes="subset train")
-    bad.save("effects/random-val", results.load("effects/random-val"), axes="subset query")
+    save_effects(bad, "random", "val", results.load("effects/random-val"))
     opposed = (
         normal(SUBSETS, 1, QUERIES, 2, name="opposed")
         * torch.tensor([1.0, -1.2])[None, :, None, None]
     )
-    bad.save(
-        "losses/report-val",
-        opposed,
-        axes="subset seed query group",
-        parameters={"timesteps": [5, 6]},
-    )
+    save_losses(bad, "report", "val", opposed, timesteps=[5, 6])
     report = scorecard.score(mine(), "val", bad, resamples=5)
     assert (report.summary["ceiling LDS"] == 0).all() and report.summary[
         "share of ceiling"
     ].isna().all()
-    assert str(report).splitlines()[2].endswith(" -")
+    assert str(report).splitlines()[4].endswith(" -")
 
 
 # ---- bad input
@@ -347,22 +332,11 @@ def test_bad_scores(results, scores, reason):
 def square(tmp_path, results):
     """Results with as many queries as train images."""
     store = Store(tmp_path / "square")
-    for name in (
-        "masks/report",
-        "masks/select",
-        "losses/report-val",
-        "losses/select-val",
-        "effects/random-val",
-    ):
-        info, values = results.info(name), results.load(name)
-        kept = (
-            values
-            if name.startswith("masks")
-            else values[:, :, :TRAIN]
-            if values.ndim == 4
-            else values[:, :TRAIN]
-        )
-        store.save(name, kept, axes=info["axes"], parameters=info["parameters"])
+    for family in ("report", "select"):
+        store.save(f"masks/{family}", results.load(f"masks/{family}"), axes="subset train")
+        losses = results.load(f"losses/{family}-val")[:, :, :TRAIN]
+        save_losses(store, family, "val", losses, timesteps=TIMESTEPS)
+    save_effects(store, "random", "val", results.load("effects/random-val")[:, :TRAIN])
     return store
 
 
@@ -385,16 +359,22 @@ def test_bad_queries_and_resamples(results):
 
 def test_results_without_a_null_or_with_other_timesteps(tmp_path, results):
     bad = Store(tmp_path)
-    for name, axes in (
-        ("masks/report", "subset train"),
-        ("losses/report-val", "subset seed query group"),
-    ):
-        bad.save(name, results.load(name), axes=axes, parameters={"timesteps": TIMESTEPS[:5]})
+    bad.save("masks/report", results.load("masks/report"), axes="subset train")
+    save_losses(bad, "report", "val", results.load("losses/report-val"), timesteps=TIMESTEPS[:5])
     with pytest.raises(InputError, match="effects/random-val is missing"):
         scorecard.score(SCORES, "val", bad)
-    bad.save("effects/random-val", results.load("effects/random-val"), axes="subset query")
+    save_effects(bad, "random", "val", results.load("effects/random-val"))
     with pytest.raises(InputError, match="5 timesteps"):
         scorecard.score(SCORES, "val", bad)
+
+
+def test_results_that_do_not_belong_together_are_refused(tmp_path, home, results):
+    shutil.copytree(results.folder, tmp_path / "mixed")
+    mixed = Store(tmp_path / "mixed")
+    mixed.delete("effects/nda-val")
+    save_effects(mixed, "nda", "val", results.load("effects/nda-val"), train="0" * 64)
+    with pytest.raises(InputError, match="effects/nda-val .* does not belong .* another train"):
+        scorecard.score(mine(), "val", mixed)
 
 
 # ---- files and the command
@@ -497,7 +477,8 @@ def test_the_command_prints_the_three_tables(home, results, tmp_path, monkeypatc
     assert not printed.err
     report = scorecard.score(mine(queries), queries, results, resamples=50)
     assert printed.out == f"{report}\n"
-    blocks = [block.splitlines() for block in printed.out.strip().split("\n\n")]
+    where, *blocks = [block.splitlines() for block in printed.out.strip().split("\n\n")]
+    assert where == [f"Held against the retrained models in {results.folder}."]
     assert [block[0].endswith(".") for block in blocks] == [True] * 3
     assert blocks[0][2].split() == [
         "plain",

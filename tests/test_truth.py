@@ -6,6 +6,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
+from made_up import MADE, RECIPE, save_effects, save_losses
 from scipy.stats import spearmanr
 
 from nda import rng
@@ -13,16 +14,18 @@ from nda.data.subsets import keep_masks
 from nda.errors import InputError
 from nda.evidence import lds
 from nda.evidence.truth import (
-    AXES,
     FAMILIES,
     Truth,
+    check_results,
     find_results,
     group_effects,
     lds_row,
     record,
+    recorded_effects,
     truths,
 )
-from nda.store import Store
+from nda.methods import METHODS, Result
+from nda.store import Store, digest_json
 
 SUBSETS, SEEDS, TRAIN, TIMESTEPS = 9, 2, 40, [10, 30, 200, 250, 900, 999]
 COUNTS = {"val": 7, "gen": 5}
@@ -43,9 +46,7 @@ def fill(results: Store) -> Store:
     for family, subsets in {"select": SUBSETS, "report": SUBSETS, "single": 4}.items():
         for which, count in COUNTS.items():
             losses = normal(subsets, SEEDS, count, 3, name=f"{family} {which}").float()
-            made = {"parameters": {"timesteps": TIMESTEPS}}
-            made["inputs"] = results.sha256(f"masks/{family}")
-            results.save(f"losses/{family}-{which}", losses, axes=AXES, **made)
+            save_losses(results, family, which, losses, timesteps=TIMESTEPS)
     return results
 
 
@@ -232,26 +233,169 @@ def test_a_shape_that_scores_and_effects_would_both_have(results):
 # ---- records
 
 
-def test_record_keeps_scores_and_their_effects(tmp_path):
-    store, results = Store(tmp_path / "work"), Store(tmp_path / "results")
-    for name in ("train", "val"):
-        store.save(name, normal(2), axes="image")
-    results.save("masks/report", MASKS, axes="subset train")
-    scores = normal(3, 40)
-    made = {"store": store, "results": results, "parameters": {"patch": 3}, "seconds": 1.5}
-    record("nda", "val", scores, **made)
-    assert torch.equal(store.load("scores/nda-val", "query train"), scores)
-    assert torch.equal(
-        results.load("effects/nda-val", "subset query"), group_effects(scores, MASKS).float()
-    )
-    for place, name in ((store, "scores/nda-val"), (results, "effects/nda-val")):
-        assert place.info(name)["parameters"] == {"patch": 3} and place.info(name)["seconds"] == 1.5
+def result(scores, *, which="val", **variant):
+    inputs = {name: MADE[name] for name in ("train", which, "model", "recipe")}
+    return Result(METHODS["d_trak"].varied(**variant), which, scores, {"draws": 2}, 1.5, inputs)
+
+
+@pytest.mark.parametrize("variant", [{}, {"K": 10}])
+def test_record_keeps_scores_and_their_effects(tmp_path, results, variant):
+    store, scores = Store(tmp_path / "work"), normal(7, TRAIN)
+    made, name = result(scores, **variant), "d_trak-k10-val" if variant else "d_trak-val"
+    record(made, store=store, results=results)
+    assert torch.equal(store.load(f"scores/{name}", "query train"), scores)
+    effects, masks = results.load(f"effects/{name}", "subset query"), results.load("masks/report")
+    assert torch.equal(effects, group_effects(scores, masks).float())
+    assert store.info(f"scores/{name}")["inputs"] == made.inputs
+    inputs = results.sha256("masks/report") | made.inputs
+    assert results.info(f"effects/{name}")["inputs"] == inputs
+    for place, kept in ((store, f"scores/{name}"), (results, f"effects/{name}")):
+        info = place.info(kept)
+        assert info["parameters"] == made.parameters and info["seconds"] == 1.5
+    check_results(results)
     with pytest.raises(InputError, match="transposed"):
-        record("other", "val", scores.T, **made)
-    assert "scores/other-val" not in store
-    results.save("masks/report", ~MASKS, axes="subset train")
-    with pytest.raises(InputError, match="another masks/report"):
-        results.load("effects/nda-val")
+        record(result(normal(TRAIN, 7), which="gen"), store=store, results=results)
+    assert "scores/d_trak-gen" not in store
+
+
+def test_record_does_not_mistake_one_store_for_the_other(tmp_path, monkeypatch):
+    monkeypatch.setenv("NDA_HOME", str(tmp_path))
+    working, results = Store.working("p"), fill(Store.results("p"))
+    fill(working)
+    for wrong in ((results, results), (working, working), (results, working)):
+        with pytest.raises(InputError, match="store, but a"):
+            record(result(normal(7, TRAIN)), store=wrong[0], results=wrong[1])
+    assert not [name for name in working.names() + results.names() if "d_trak" in name]
+
+
+def test_effects_of_a_truth_are_those_recorded_in_the_order_of_the_catalogue(results):
+    values = {name: normal(SUBSETS, 7, name=name).float() for name in ("nda", "d_trak", "random")}
+    for key in ("d_trak", "nda", "random"):
+        save_effects(results, key, "val", values[key])
+    save_effects(results, "d_trak", "val", -values["d_trak"], variant={"K": 10})
+    save_effects(results, "nda", "gen", normal(SUBSETS, 5).float())
+    found = recorded_effects(results, Truth.load(results, "report", "val"))
+    assert list(found) == ["random", "nda", "d_trak", "d_trak-k10"]
+    for name, wanted in (values | {"d_trak-k10": -values["d_trak"]}).items():
+        assert torch.equal(found[name], wanted[:, ODD].double())
+
+
+# ---- results that belong together
+
+
+def complete(folder) -> Store:
+    """A results folder with all that a check looks at."""
+    results = fill(Store(folder))
+    parameters = {"recipe": RECIPE, "train_seed": 0}
+    copied = {f"{name} as it was computed": MADE[name] for name in ("model", "gen")}
+    inputs = {
+        "train": MADE["train"],
+        "model as it was computed": copied["model as it was computed"],
+    }
+    results.save("model", {"w": normal(3)}, parameters=parameters, inputs=inputs)
+    inputs = {"model": MADE["model"], "gen as it was computed": copied["gen as it was computed"]}
+    results.save("gen", normal(5, 1, 2, 2), axes="image chan row col", inputs=inputs)
+    for which, count in COUNTS.items():
+        for key in ("random", "nda", "d_trak"):
+            save_effects(results, key, which, normal(SUBSETS, count, name=key).float())
+    results.save("ablations/nda", pd.DataFrame({"lds": [1.0]}), inputs={"train": MADE["train"]})
+    return results
+
+
+def test_a_whole_folder_is_accepted_and_so_is_one_that_is_not_finished(tmp_path):
+    results = complete(tmp_path / "whole")
+    check_results(results)
+    check_results(Store(tmp_path / "nothing"))
+    for name in ("effects/nda-val", "model", "gen"):
+        results.delete(name)
+        check_results(results)
+    check_results(Store.shipped("small"))
+
+
+@pytest.mark.parametrize(
+    "name", ["masks/report", "losses/select-gen", "effects/nda-val", "model", "gen"]
+)
+def test_a_flipped_byte_is_named(tmp_path, name):
+    results = complete(tmp_path)
+    file = tmp_path / f"{name}.safetensors"
+    payload = bytearray(file.read_bytes())
+    payload[-1] ^= 1
+    file.write_bytes(payload)
+    with pytest.raises(InputError, match=rf"{name}\.safetensors does not match the sha256"):
+        check_results(results)
+
+
+def test_a_changed_table_is_named(tmp_path):
+    results = complete(tmp_path)
+    (tmp_path / "ablations/nda.csv").write_text("lds\n2.0\n")
+    with pytest.raises(InputError, match=r"ablations/nda\.csv does not match the sha256"):
+        check_results(results)
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "what"),
+    [
+        ("effects/nda-val", {"masks/report": "0" * 64}, "masks/report"),  # of another profile
+        ("effects/nda-val", {"train": "0" * 64}, "train"),
+        ("effects/d_trak-gen", {"gen": "0" * 64}, "gen"),
+        ("effects/d_trak-val", {"model": "0" * 64}, "model"),
+        ("effects/d_trak-val", {"recipe": "0" * 64}, "recipe"),
+        ("losses/report-val", {"recipe": "0" * 64}, "recipe"),  # of another recipe
+        ("losses/select-gen", {"gen": "0" * 64}, "gen"),
+        ("losses/select-val", {"train": "0" * 64}, "train"),
+        ("losses/report-gen", {"masks/report": "0" * 64}, "masks/report"),
+        ("model", {"model as it was computed": "0" * 64}, "model"),  # other weights
+        ("model", {"train": "0" * 64}, "train"),
+        ("gen", {"gen as it was computed": "0" * 64}, "gen"),
+        ("ablations/nda", {"train": "0" * 64}, "train"),
+    ],
+)
+def test_what_is_from_elsewhere_is_named(tmp_path, name, changed, what):
+    results = complete(tmp_path)
+    inputs = results.info(name)["inputs"] | changed
+    results.correct(name, inputs=inputs, date="", reason="swapped in by the test")
+    with pytest.raises(
+        InputError, match=f"^{name} in .* does not belong .* another {what}; copy the whole folder"
+    ):
+        check_results(results)
+
+
+def test_a_model_of_another_recipe_is_named(tmp_path):
+    results = complete(tmp_path)
+    parameters = {"recipe": RECIPE | {"epochs": 5}, "train_seed": 0}
+    assert digest_json(parameters["recipe"]) != MADE["recipe"]
+    results.correct("model", parameters=parameters, date="", reason="swapped in by the test")
+    with pytest.raises(InputError, match="^model in .* does not belong .* another recipe"):
+        check_results(results)
+
+
+def test_masks_of_another_profile_are_named(tmp_path):
+    results = complete(tmp_path)
+    results.delete("masks/report")
+    results.save("masks/report", MASKS, axes="subset train")
+    with pytest.raises(InputError, match="^masks/report in .* does not belong .* masks/report;"):
+        check_results(results)
+
+
+@pytest.mark.parametrize(
+    ("name", "lacking"),
+    [("losses/report-val", "recipe"), ("effects/d_trak-val", "model"), ("effects/nda-gen", "gen")],
+)
+def test_inputs_that_are_not_said_are_not_believed(tmp_path, name, lacking):
+    results = complete(tmp_path)
+    inputs = results.info(name)["inputs"]
+    del inputs[lacking]
+    results.correct(name, inputs=inputs, date="", reason="")
+    with pytest.raises(InputError, match=f"{name} in .* does not say from which {lacking} "):
+        check_results(results)
+
+
+@pytest.mark.parametrize("parameters", [{}, {"method": "nda", "variant": {}}, {"method": "mine"}])
+def test_effects_of_one_method_under_the_name_of_another(tmp_path, parameters):
+    results = complete(tmp_path)
+    results.correct("effects/d_trak-val", parameters=parameters, date="", reason="")
+    with pytest.raises(InputError, match="effects/d_trak-val holds what its sidecar does not say"):
+        check_results(results)
 
 
 # ---- where results are

@@ -12,21 +12,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nda.evidence.truth import FAMILIES, check_results
 from nda.store import COPIED, VERSIONS, Store
 
 
 def ship(profile: str) -> Path:
     """Copy the model, its checkpoints (16-bit) and the generated queries (8-bit, exact) to the
-    results and write `PROVENANCE.md` there.
+    results, see that all results belong together, and write `PROVENANCE.md` there.
 
-    Returns the page's path. Raises InputError if a notebook that makes any of it has not run yet.
+    Args:
+        profile: its name.
+
+    Returns:
+        The page's path.
     """
     store, results = Store.working(profile), Store.results(profile)
     for name, copy in _copies(store).items():
-        made = {key: store.info(name)[key] for key in ("axes", "parameters", "seconds")}
-        inputs = {COPIED.format(name): store.info(name)["sha256"]}
-        results.kept(name, partial(copy, store.load(name)), inputs=inputs, **made)
-    results.write("PROVENANCE.md", provenance(profile))
+        info = store.info(name)
+        made = {key: info[key] for key in ("axes", "parameters", "seconds")}
+        made["inputs"] = info["inputs"] | {COPIED.format(name): info["sha256"]}
+        results.kept(name, partial(copy, store.load(name)), **made)
+    check_results(results)
+    results.write("PROVENANCE.md", provenance(profile, results))
     return results.folder / "PROVENANCE.md"
 
 
@@ -43,22 +50,48 @@ def _halved(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def levels(images: Tensor) -> Tensor:
-    """The 256 levels of an image file, uint8, of pixels in [-1, 1]; `levels / 127.5 - 1` gives the
-    pixels back."""
+    """The 256 levels of an image file, of which `levels / 127.5 - 1` gives the pixels back.
+
+    Args:
+        images: pixels in [-1, 1].
+
+    Returns:
+        Levels, uint8.
+    """
     return ((images + 1) * 127.5).round().to(torch.uint8)
 
 
-def provenance(profile: str) -> str:
-    """How the results of a profile were made, in Markdown, from their sidecars."""
-    results = Store.results(profile)
-    made = {name: results.info(name) for name in results.names()}
-    model, losses = (
-        results.info("model"),
-        {family: results.info(f"losses/{family}-val") for family in ("select", "report")},
-    )
+def provenance(profile: str, results: Store) -> str:
+    """How the results of a profile were made, from their sidecars.
+
+    Args:
+        profile: its name.
+        results: its results.
+
+    Returns:
+        A page in Markdown.
+    """
+    needed = ["masks/report", *(f"losses/{family}-val" for family in FAMILIES), "model", "gen"]
+    made = {name: results.info(name) for name in sorted({*needed, *results.names()})}
+    parts = [
+        (
+            f"# Provenance of `{profile}`\n\nWritten by `python -m nda ship` from the sidecars of"
+            " the files; do not edit."
+        ),
+        _table(["what", "how"], list(_facts(profile, made).items())),
+        _table(["stage", "seconds"], list(_stages(made).items())),
+        _table(["file", "shape", "seconds", "written, UTC", "sha256"], _files(made)),
+        *_corrections(made),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _facts(profile: str, made: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    model, data = made["model"]["parameters"], made["masks/report"]["parameters"]
+    losses = {family: made[f"losses/{family}-val"] for family in FAMILIES}
     seeds = [f"{family} models {info['parameters']['seeds']}" for family, info in losses.items()]
-    data = results.info("masks/report")["parameters"]
-    facts = {
+    measured = losses["report"]["parameters"]
+    return {
         "commands": (
             f"`python -m nda run --profile {profile}` and the others of the book's page *Run it"
             " again*, `ship` last"
@@ -72,22 +105,27 @@ def provenance(profile: str) -> str:
             f"{_machine()}; device of the losses: {losses['report']['device']}"
         ),
         "versions": ", ".join(f"{name} {number}" for name, number in VERSIONS.items()),
-        "train seeds": f"full model {model['parameters']['train_seed']}, {', '.join(seeds)}",
-        "timesteps of the losses": ", ".join(map(str, losses["report"]["parameters"]["timesteps"])),
-        "noise seeds of the losses": losses["report"]["parameters"]["noise_seeds"],
-        "recipe": ", ".join(
-            f"{name} {value}" for name, value in model["parameters"]["recipe"].items()
-        ),
+        "train seeds": f"full model {model['train_seed']}, {', '.join(seeds)}",
+        "timesteps of the losses": ", ".join(map(str, measured["timesteps"])),
+        "noise seeds of the losses": measured["noise_seeds"],
+        "recipe": ", ".join(f"{name} {value}" for name, value in model["recipe"].items()),
     }
-    seconds = {"full model": model["seconds"], "generated queries": results.info("gen")["seconds"]}
-    seconds |= {
-        f"{family} models, one core each, added up": info["seconds"]
-        for family, info in losses.items()
+
+
+def _stages(made: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    took = {"full model": made["model"]["seconds"], "generated queries": made["gen"]["seconds"]}
+    took |= {
+        f"{family} models, one core each, added up": made[f"losses/{family}-val"]["seconds"]
+        for family in FAMILIES
     }
-    seconds["scores of all methods, added up; what methods share counts for each"] = sum(
+    took["scores of all methods, added up; what methods share counts for each"] = sum(
         info["seconds"] or 0 for name, info in made.items() if name.startswith("effects/")
     )
-    files = [
+    return {stage: _seconds(seconds) for stage, seconds in took.items()}
+
+
+def _files(made: Mapping[str, Mapping[str, Any]]) -> list[list[Any]]:
+    return [
         [
             name,
             info["shape"] if info["kind"] == "tensor" else info["kind"],
@@ -97,16 +135,26 @@ def provenance(profile: str) -> str:
         ]
         for name, info in made.items()
     ]
-    parts = [
-        (
-            f"# Provenance of `{profile}`\n\nWritten by `python -m nda ship` from the sidecars of"
-            " the files; do not edit."
-        ),
-        _table(["what", "how"], list(facts.items())),
-        _table(["stage", "seconds"], [[stage, _seconds(took)] for stage, took in seconds.items()]),
-        _table(["file", "shape", "seconds", "written, UTC", "sha256"], files),
+
+
+def _corrections(made: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What was put right later in sidecars, if anything: one row for each day and reason."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for name, info in made.items():
+        if said := info.get("corrected"):
+            found.setdefault((said["date"], said["reason"]), []).append(name)
+    rows = [
+        [date, why, f"{len(names)}: {', '.join(names)}"] for (date, why), names in found.items()
     ]
-    return "\n\n".join(parts) + "\n"
+    said = (
+        "Sidecars were corrected after the files had been written. No array or table was touched."
+    )
+    return [said, _table(["date", "what had been wrong", "sidecars"], rows)] if rows else []
+
+
+def _kinds(names: Sequence[str]) -> str:
+    """Files by name; those in a folder by the folder's."""
+    return ", ".join(dict.fromkeys(name.split("/")[0] + "/…" * ("/" in name) for name in names))
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -14,8 +14,14 @@ from torch import Tensor
 
 from nda.errors import InputError
 from nda.evidence import lds
-from nda.evidence.truth import Truth, find_results, group_effects
-from nda.methods import METHODS
+from nda.evidence.truth import (
+    Truth,
+    check_results,
+    find_results,
+    group_effects,
+    recorded_effects,
+)
+from nda.methods import recorded
 from nda.store import Store
 
 NULL, YOURS = "random", "yours"
@@ -39,26 +45,35 @@ ABOUT = {
 class Report:
     """What `score` finds, in percent; print it to read it.
 
-    summary: rows `plain` and `centred`; the LDS with its interval, the null's, the seed ceiling's,
-    and the share LDS / ceiling (NaN where the ceiling is 0). by_timestep: one row per group of
-    timesteps, columns (`plain` | `centred`, `LDS` | `ceiling`). against: one row per method that is
-    shipped, in the order of `METHODS`, columns (`plain` | `centred`, `LDS` of that method |
-    `difference`, yours minus theirs | `low` | `high`).
+    Attributes:
+        summary: rows `plain` and `centred`; the LDS with its interval, the null's, the seed
+            ceiling's, and the share LDS / ceiling (NaN where the ceiling is 0).
+        by_timestep: one row per group of timesteps, columns (`plain` | `centred`, `LDS` |
+            `ceiling`).
+        against: one row per method that is recorded, in the order of the catalogue, columns
+            (`plain` | `centred`, `LDS` of that method | `difference`, yours minus theirs | `low` |
+            `high`).
+        source: the folder of the results that the scores were held against.
     """
 
     summary: pd.DataFrame
     by_timestep: pd.DataFrame
     against: pd.DataFrame
+    source: Path
 
     def __str__(self) -> str:
-        """The three tables with one decimal, a line about each above it."""
+        """Where the truth is from, and the three tables with one decimal, a line about each above
+        it."""
         tables = {
             about: getattr(self, name).rename_axis(index=None).round(1) + 0.0
             for name, about in ABOUT.items()
         }  # + 0.0: no "-0.0"
         return "\n\n".join(
-            f"{about}\n{table.to_string(float_format='{:.1f}'.format, na_rep='-')}"
-            for about, table in tables.items()
+            [f"Held against the retrained models in {self.source}."]
+            + [
+                f"{about}\n{table.to_string(float_format='{:.1f}'.format, na_rep='-')}"
+                for about, table in tables.items()
+            ]
         )
 
 
@@ -128,20 +143,24 @@ def score(
             if the results lack the masks, the losses or the null's effects.
     """
     store = find_results(results) if isinstance(results, str) else results
+    check_results(store)
     truth = Truth.load(store, "report", which)
     _check(scores, (truth.n_queries, truth.masks.shape[1]), which)
     if truth.n_queries == truth.masks.shape[1]:
         _check_direction(scores, Truth.load(store, "select", which, "all"))
     effects = {YOURS: truth.effects(_scaled(scores)).float().double()}  # as the others are kept
-    for method in METHODS:
-        if method == NULL or f"effects/{method}-{which}" in store:
-            kept = store.load(f"effects/{method}-{which}", "subset query")
-            effects[method] = kept[:, truth.rows].double()
+    effects |= recorded_effects(store, truth)
+    store.info(f"effects/{NULL}-{which}")
     kinds = {"plain": truth, "centred": truth.centred()}
     tables = [_tables(effects, kind, resamples=resamples, seed=seed) for kind in kinds.values()]
-    summary, by_timestep, against = zip(*tables, strict=True)
-    wide = (pd.concat(halves, axis=1, keys=list(kinds)) for halves in (by_timestep, against))
-    return Report(pd.DataFrame(summary, index=list(kinds)), *wide)
+    summary = [table[0] for table in tables]
+    labels = {name: method.label for name, method in recorded(store, which).items()}
+    by_timestep, against = (
+        pd.concat([table[i] for table in tables], axis=1, keys=list(kinds)).rename(index=labels)
+        for i in (1, 2)
+    )
+    rows = pd.DataFrame(summary, index=list(kinds))
+    return Report(rows, by_timestep, against, source=store.folder)
 
 
 def _check(scores: Tensor, shape: tuple[int, int], which: str) -> None:
@@ -220,7 +239,5 @@ def _tables(
     return (
         pd.Series(summary),
         pd.DataFrame(by_timestep, pd.Index(list(groups), name="timesteps")),
-        pd.DataFrame(against).rename(
-            index={method: METHODS[method].label for method in theirs.index}
-        ),
+        pd.DataFrame(against),
     )

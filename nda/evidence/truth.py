@@ -11,8 +11,8 @@ from torch import Tensor
 
 from nda.errors import InputError
 from nda.evidence import lds
-from nda.methods import Result
-from nda.store import Store
+from nda.methods import CHECKPOINTS, METHODS, MODEL, Result, recorded
+from nda.store import Store, digest_json
 
 # Settings are chosen on validation queries of even number and reported on those of odd number;
 # of generated queries all count for both.
@@ -322,6 +322,84 @@ def lds_row(
             if family == "report":
                 row["low" + kind], row["high" + kind] = truth.interval(effects, resamples=resamples)
     return {name: 100 * value for name, value in row.items()}
+
+
+def recorded_effects(results: Store, truth: Truth) -> dict[str, Float[Tensor, "subset query"]]:
+    """What the methods predict whose effects are among the results.
+
+    Args:
+        results: the results store that the truth is from.
+        truth: of the `report` masks.
+
+    Returns:
+        Effects on the queries that count, in float64, by the name of the run (see
+        `nda.methods.recorded`), in the order of the tables.
+    """
+    found = {}
+    for name in recorded(results, truth.which):
+        effects = results.load(f"effects/{name}-{truth.which}", "subset query")
+        found[name] = effects[:, truth.rows].double()
+    return found
+
+
+def check_results(results: Store) -> None:
+    """That the files of a results folder are as they were written and belong together: the same
+    masks, images, recipe and model behind losses and effects, and each under its own name.
+
+    Args:
+        results: the folder.
+
+    Raises:
+        InputError: naming the file that was changed, or that does not belong to the others.
+    """
+    claims: dict[str, dict[str, list[str]]] = {}  # of what, which hash, said by whom
+    for name in results.used_as("results").names():
+        results.read(name)
+        info = results.info(name)
+        said = info["inputs"] | results.sha256(name)
+        if "recipe" in info["parameters"]:
+            said["recipe"] = digest_json(info["parameters"]["recipe"])
+        for lacking in sorted(_needed(name, info["parameters"]) - said.keys()):
+            raise InputError(
+                f"{name} in {results.folder} does not say from which {lacking} it was computed; it"
+                " is from another version, delete it and compute it again"
+            )
+        for what, sha256 in said.items():
+            claims.setdefault(what, {}).setdefault(sha256, []).append(name)
+    for what, hashes in claims.items():
+        *others, most = sorted(hashes.values(), key=len)
+        for names in others:
+            odd = names[0] if len(names) < len(most) else _last(names[0], most[0])
+            peer = most[0] if odd != most[0] else names[0]
+            raise InputError(
+                f"{odd} in {results.folder} does not belong with {peer}: it is or was computed from"
+                f" another {what}; copy the whole folder again, or delete {odd} and compute it"
+                " again"
+            )
+
+
+def _needed(name: str, parameters: Mapping[str, Any]) -> set[str]:
+    """What a result among the results must name among its inputs."""
+    kind, _, rest = name.partition("/")
+    family, _, which = rest.rpartition("-")
+    if kind == "losses":
+        return {f"masks/{family}", "train", which, "recipe"}
+    if kind != "effects":
+        return set()
+    method = METHODS.get(parameters.get("method", ""))
+    if method is None or method.varied(**parameters["variant"]).name != family:
+        raise InputError(
+            f"{name} holds what its sidecar does not say, effects of"
+            f" {parameters.get('method', 'no method')!r}; delete it and record it again"
+        )
+    model = {"model", "recipe"} if method.needs in (MODEL, CHECKPOINTS) else set()
+    return {"masks/report", "train", which} | model
+
+
+def _last(*names: str) -> str:
+    """Of files that contradict each other, the one that was made from the other kind of file."""
+    kinds = ("masks", "model", "gen", "losses", "effects", "")
+    return max(names, key=lambda name: [name.startswith(kind) for kind in kinds].index(True))
 
 
 def record(result: Result, *, store: Store, results: Store) -> None:
