@@ -107,7 +107,9 @@ def retrain(task: tuple[str, int, int]) -> None:
     regime, inputs = REGIMES[label], STORE.load(f"data-{REGIMES[label].n_train}")
     keep = subsets.keep_masks(inputs["labels"], regime.subsets, family="select")[subset]
     train_seed = seed if regime.coupled else 1000 * (subset + 1) + seed
-    model, _ = training.train(inputs["train"], regime.recipe, keep=keep, train_seed=train_seed)
+    train = inputs["train"]
+    *_, last = training.train(train, regime.recipe, keep=keep, train_seed=train_seed)
+    model = unet.load_model(last.weights, regime.recipe, train.shape, train.device)
     trained = perf_counter() - started
     losses = [
         outputs.denoising_losses(model, inputs["val"], timesteps=TIMESTEPS, noise_seeds=[n])

@@ -9,18 +9,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
 from nda.errors import InputError, check_choice
+from nda.model.outputs import uniform_timesteps
 from nda.nonparametric.config import NDAConfig
+from nda.rivals.bench import Bench
 from nda.rivals.kernel import DAMPINGS, Choice
 from nda.store import Store
-
-if TYPE_CHECKING:  # the bench knows models: diffusers takes seconds to import
-    import nda.rivals.bench
 
 Parameters = Mapping[str, Any]  # those of a profile, by the names that notebooks give them
 QUERIES = ("val", "gen")  # held-out and generated
@@ -130,7 +129,7 @@ class Method:
         """
         return [float(damping) for damping in self.dampings(parameters)] if self.dampings else []
 
-    def score(self, bench: "nda.rivals.bench.Bench", which: str, **variant: Any) -> "Result":
+    def score(self, bench: Bench, which: str, **variant: Any) -> "Result":
         """Score the queries called `which` against the train images.
 
         Args:
@@ -154,7 +153,7 @@ class Method:
         return Result(method, which, scores, settings, seconds, inputs, choice, tried)
 
     def _scored(
-        self, bench: "nda.rivals.bench.Bench", which: str, settings: Mapping[str, Any]
+        self, bench: Bench, which: str, settings: Mapping[str, Any]
     ) -> tuple[Tensor, float, Choice | None]:
         """Scores, seconds and, where there is a damping, its choice."""
         if self.takes == "losses":
@@ -171,7 +170,7 @@ class Method:
         return *self.function(bench, which, **settings), None
 
     def _tuned(
-        self, bench: "nda.rivals.bench.Bench", which: str, settings: Mapping[str, Any]
+        self, bench: Bench, which: str, settings: Mapping[str, Any]
     ) -> tuple[Tensor, float, Choice]:
         """Scores at the damping that the first of `queries` choose; the choice is made once."""
         tried, first = self.tried(bench.parameters), self.queries[0]
@@ -220,6 +219,18 @@ class Result:
             "settings": dict(self.settings),
             "damping": damping,
         }
+
+
+def family(name: str) -> list[Method]:
+    """The methods of one page of the book, in their order.
+
+    Args:
+        name: such as "nda" or "gradients".
+
+    Returns:
+        Those of the catalogue.
+    """
+    return [method for method in METHODS.values() if method.family == name]
 
 
 def recorded(results: Store, which: str) -> dict[str, Method]:
@@ -284,8 +295,6 @@ def _coarse_scale(parameters: Parameters) -> dict[str, Any]:
 
 def _readout(parameters: Parameters) -> dict[str, Any]:
     """Of gradients at K evenly spaced timesteps."""
-    from nda.model.outputs import uniform_timesteps
-
     k = parameters.get("K", parameters["gradient_timesteps"])
     return {
         "timesteps": uniform_timesteps(k),
@@ -299,8 +308,6 @@ def _journey(parameters: Parameters) -> dict[str, Any]:
 
 
 def _curvature(parameters: Parameters) -> dict[str, Any]:
-    from nda.model.outputs import uniform_timesteps
-
     k = parameters.get("K")
     return {
         "timesteps": uniform_timesteps(k) if k else parameters["influence_timesteps"],

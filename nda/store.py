@@ -173,6 +173,7 @@ class Store:
         parameters: Mapping[str, Any] | None = None,
         inputs: Mapping[str, str] | None = None,
         seconds: float | None = None,
+        notes: Mapping[str, Any] | None = None,
     ) -> None:
         """Write `value` under `name`. If it fails, the folder is as before.
 
@@ -185,6 +186,7 @@ class Store:
             inputs: `{name: sha256}` of what it was computed from (see `sha256`); a result that is
                 already there from other inputs is not overwritten either.
             seconds: wall-clock time it took.
+            notes: what else is worth knowing of how it was computed; not compared.
 
         Raises:
             InputError: if there is one with other parameters or from other inputs, if the axes do
@@ -205,6 +207,7 @@ class Store:
             "sha256": hashlib.sha256(payload).hexdigest(),
             **made,
             "seconds": seconds,
+            **({"notes": dict(notes)} if notes else {}),
             "versions": VERSIONS,
             "written": datetime.now(UTC).isoformat(timespec="seconds"),
         }
@@ -251,6 +254,7 @@ class Store:
         parameters: Mapping[str, Any],
         inputs: Mapping[str, str],
         seconds: float | None | Literal["measured"] = "measured",
+        notes: Mapping[str, Any] | None = None,
     ) -> Any:
         """What is under `name` if it was computed with these parameters from these inputs; if not,
         what `make` returns, saved there.
@@ -264,6 +268,7 @@ class Store:
             parameters: as in `save`.
             inputs: as in `save`.
             seconds: what it took, where that is not the time that `make` takes now.
+            notes: as in `save`; `make` may fill them.
 
         Returns:
             The result.
@@ -271,8 +276,9 @@ class Store:
         if not self.matches(name, parameters, inputs):
             started, value = perf_counter(), make()
             took = perf_counter() - started if seconds == "measured" else seconds
+            made = {"parameters": parameters, "inputs": inputs, "seconds": took, "notes": notes}
             self.delete(name)
-            self.save(name, value, axes=axes, parameters=parameters, inputs=inputs, seconds=took)
+            self.save(name, value, axes=axes, **made)
         return self.load(name)
 
     def load(self, name: str, axes: str | None = None) -> Any:

@@ -1,6 +1,7 @@
 """Per-example gradients against loops of autograd and finite differences; features on disk."""
 
 import copy
+import math
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -15,7 +16,7 @@ from nda.model.unet import Recipe
 from nda.rivals import gradients
 from nda.rivals.gradients import Readout, features, save_features
 from nda.rivals.projection import Projection
-from nda.schedule import BETAS, alpha_bar, sigma, signal
+from nda.schedule import BETAS, sigma, signal
 from nda.store import Store
 
 UNET = {
@@ -80,10 +81,11 @@ READOUT = Readout(timesteps=(0, 300, 999), draws=2)
 def value(name: str, predicted: torch.Tensor, noise: torch.Tensor, timestep: int) -> torch.Tensor:
     """The outputs, written again for one image."""
     beta, pixels = BETAS[timestep].item(), predicted.numel()
+    left = math.prod(1 - b for b in BETAS[: timestep + 1].tolist())  # of the signal
     loss = ((predicted - noise) ** 2).sum() / pixels
     return {
         "loss": loss,
-        "weighted_loss": loss * beta / (2 * (1 - beta) * (1 - alpha_bar(timestep))),
+        "elbo_loss": loss * beta / (2 * (1 - beta) * (1 - left)),
         "output_norm": (predicted**2).sum() / pixels,
         "output_mean": predicted.sum() / pixels,
         "l1": torch.linalg.vector_norm(predicted, 1),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import UNET, train
 
 from nda import fanout
 from nda.data import images
@@ -20,15 +21,6 @@ from nda.model import outputs, training, unet
 from nda.store import Store
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-UNET = {
-    "block_out_channels": [8, 8],
-    "norm_num_groups": 4,
-    "layers_per_block": 1,
-    "add_attention": False,
-    "dropout": 0.1,
-    "down_block_types": ["DownBlock2D", "DownBlock2D"],
-    "up_block_types": ["UpBlock2D", "UpBlock2D"],
-}
 RECIPE = unet.Recipe.parse({"unet": UNET, "epochs": 8, "batch": 4, "lr": 1e-3})
 SCRIPT = """if True:
     import sys
@@ -95,9 +87,7 @@ def test_losses_are_ordered_by_subset_then_seed(whole):
 
 def test_a_member_is_its_subset_trained_with_its_seed(whole):
     store = Store(whole.folder)
-    model, _ = training.train(
-        store.load("train"), RECIPE, keep=store.load("masks/report")[2], train_seed=1
-    )
+    model, _ = train(store.load("train"), RECIPE, keep=store.load("masks/report")[2], train_seed=1)
     expected = outputs.denoising_losses(
         model, store.load("gen"), timesteps=[100, 500], noise_seeds=[0]
     )
@@ -134,6 +124,60 @@ def test_killed_run_goes_on_to_the_same_bytes(tmp_path, whole):
     assert payloads(plan) == payloads(whole)
 
 
+class Full(Exception):
+    """Stands for a full disk, or a kill."""
+
+
+def stop_at_state(monkeypatch, number: int) -> list[str]:
+    """The names of what is saved; saving the state for the `number`th time fails."""
+    saved, save = [], Store.save
+
+    def full(self, name, *values, **settings):
+        saved.append(name)
+        if sum(n.endswith("-state") for n in saved) == number:
+            raise Full
+        save(self, name, *values, **settings)
+
+    monkeypatch.setattr(Store, "save", full)
+    return saved
+
+
+def test_a_member_goes_on_from_its_last_state(tmp_path, monkeypatch, whole):
+    """The state is replaced, never removed first: a full disk or a kill in the middle of a write
+    costs one checkpoint."""
+    plan, store = prepare(tmp_path), Store(tmp_path)
+    member, epochs, run_epoch = plan.members()[4], [], training.Training.run_epoch
+    with monkeypatch.context() as patch, pytest.raises(Full):
+        saved = stop_at_state(patch, 2)
+        plan.retrain(member)
+    assert saved == [f"{member.name}-state"] * 2
+    assert store.load(f"{member.name}-state")["epoch"] == 2 and not plan.done(member)
+    monkeypatch.setattr(
+        training.Training, "run_epoch", lambda run: (epochs.append(run.epoch), run_epoch(run))
+    )
+    plan.retrain(member)
+    assert epochs == [2, 3, 4, 5, 6, 7]
+    (name,) = payloads(plan)
+    assert payloads(plan)[name] == payloads(whole)[name]
+    assert f"{member.name}-state" not in store
+    assert store.info(member.name)["notes"]["precision"] == "float32"
+
+
+def test_a_state_of_other_settings_is_replaced(tmp_path, monkeypatch):
+    plan, store = prepare(tmp_path), Store(tmp_path)
+    member = plan.members()[0]
+    with monkeypatch.context() as patch, pytest.raises(Full):
+        stop_at_state(patch, 2)
+        plan.retrain(member)
+    store.save("masks/report", ~store.load("masks/report"), axes="subset train")
+    plan.retrain(member)
+    fresh = prepare(tmp_path / "fresh")
+    other = Store(fresh.folder)
+    other.save("masks/report", store.load("masks/report"), axes="subset train")
+    fresh.retrain(member)
+    assert payloads(plan) == payloads(fresh)
+
+
 def test_single_tasks_give_the_same_bytes(tmp_path, whole):
     plan = prepare(tmp_path)
     for task in (5, 0):
@@ -158,7 +202,9 @@ def test_task_out_of_range(whole, task):
 def test_changed_settings_or_inputs_make_members_stale(tmp_path, monkeypatch, changed):
     plan = prepare(tmp_path)
     store, member = Store(plan.folder), plan.members()[0]
-    monkeypatch.setattr(training, "train", lambda *_, **__: (None, None))
+    made = training.Checkpoint(1.0, {}, torch.zeros(0), {}, "float32")
+    monkeypatch.setattr(training, "train", lambda *_, **__: [made])
+    monkeypatch.setattr(unet, "load_model", lambda *_: None)
     monkeypatch.setattr(
         outputs, "denoising_losses", lambda model, queries, **_: queries.sum((1, 2, 3))[:, None]
     )

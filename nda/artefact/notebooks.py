@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ SOURCES = shared("notebooks")
 
 def notebooks() -> list[str]:
     """Stems of all notebooks, in reading order."""
-    return sorted(path.stem for path in SOURCES.glob("[0-9][0-9]_*.ipynb"))
+    return sorted(path.stem for path in SOURCES.glob("[0-9][0-9]*_*.ipynb"))
 
 
 def find(name: str) -> str:
@@ -33,6 +34,13 @@ def find(name: str) -> str:
             f"no single notebook starts with {name!r}; there are {', '.join(notebooks())}"
         )
     return found[0]
+
+
+def numbered(number: str) -> list[str]:
+    """The notebooks of a number, for example the three of `"07"`; a longer beginning, such as
+    `"07b"`, is one of them."""
+    pages = [stem for stem in notebooks() if re.match(rf"{re.escape(number)}[a-z]_", stem)]
+    return pages or [find(number)]
 
 
 def defaults(notebook: str) -> dict[str, Any]:
@@ -93,7 +101,8 @@ def run(
     import papermill
 
     chosen = (
-        sorted(map(find, only)) or notebooks()[notebooks().index(find(start)) if start else 0 :]
+        sorted(stem for number in only for stem in numbered(number))
+        or notebooks()[notebooks().index(numbered(start)[0]) if start else 0 :]
     )
     parameters = profile(name, overrides)
     runs = home() / "book" / "runs"

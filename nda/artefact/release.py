@@ -143,9 +143,7 @@ def _corrections(made: Mapping[str, Mapping[str, Any]]) -> list[str]:
     for name, info in made.items():
         if said := info.get("corrected"):
             found.setdefault((said["date"], said["reason"]), []).append(name)
-    rows = [
-        [date, why, f"{len(names)}: {', '.join(names)}"] for (date, why), names in found.items()
-    ]
+    rows = [[date, why, f"{len(names)}, {_kinds(names)}"] for (date, why), names in found.items()]
     said = (
         "Sidecars were corrected after the files had been written. No array or table was touched."
     )

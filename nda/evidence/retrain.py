@@ -79,9 +79,19 @@ class Plan:
         keep = store.load(f"masks/{member.family}")[member.subset]
         recipe = unet.Recipe.parse(parameters["recipe"])
         train = store.load("train").to(device)
-        model, _ = training.train(
-            train, recipe, keep=keep, train_seed=member.train_seed, store=store, name=member.name
-        )
+        state = f"{member.name}-state"
+        if not store.matches(state, parameters, inputs):
+            store.delete(state)
+        for checkpoint in training.train(
+            train,
+            recipe,
+            keep=keep,
+            train_seed=member.train_seed,
+            state=store.load(state) if state in store else None,
+        ):
+            if checkpoint.share < 1:
+                store.save(state, checkpoint.state, parameters=parameters, inputs=inputs)
+        model = unet.load_model(checkpoint.weights, recipe, train.shape, device)
         losses = {
             queries: outputs.denoising_losses(
                 model,
@@ -98,8 +108,9 @@ class Plan:
             parameters=parameters,
             inputs=inputs,
             seconds=perf_counter() - started,
+            notes={"precision": checkpoint.precision},
         )
-        store.delete(f"{member.name}-state")
+        store.delete(state)
 
     def run(self, *, workers: int, task: int | None = None) -> int:
         """Retrain all members that are not done, or just number `task`; returns how many were

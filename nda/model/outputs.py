@@ -3,18 +3,17 @@
 from collections.abc import Callable, Sequence
 
 import torch
-from diffusers import UNet2DModel
-from jaxtyping import Float, Int
-from torch import Tensor
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from nda import rng
 from nda.errors import InputError, check_images, check_positive, check_timestep
-from nda.schedule import ALPHA_BAR, BETAS, TIMESTEPS, add_noise
+from nda.schedule import BETAS, TIMESTEPS, add_noise
 
 
 @torch.no_grad()
 def denoising_losses(
-    model: UNet2DModel,
+    model: nn.Module,
     queries: Float[Tensor, "query chan row col"],
     *,
     timesteps: Sequence[int],
@@ -27,6 +26,19 @@ def denoising_losses(
     The noise is named (noise seed, timestep) and has one image per query, so it is common to all
     models and does not depend on the batch: differences between models are differences between
     models. This is the model output whose changes the LDS predicts.
+
+    Args:
+        model: Called as `model(noisy, timesteps).sample`; in eval mode, else dropout is on.
+        queries: Clean images in [-1, 1].
+        timesteps: Each in 0…999; the columns of the result.
+        noise_seeds: Names of the noise images that each loss is averaged over.
+        batch: Noisy images in one pass; changes nothing else.
+
+    Returns:
+        Losses per pixel.
+
+    Raises:
+        InputError: For images or timesteps out of range, or none of them.
     """
     check_images(queries, "queries")
     for timestep in timesteps:
@@ -48,55 +60,51 @@ def denoising_losses(
     return losses
 
 
-Output = Callable[
-    ..., Tensor
-]  # predicted noise, noise, timesteps, one per row -> one number per row
+Output = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Predicted noise, noise and timesteps, one per row -> one number per row."""
+
+_BETA = BETAS.double()  # 1 - ᾱ of the first timesteps needs more digits than float32 has
+ELBO_WEIGHTS = _BETA / (2 * (1 - _BETA) * (1 - torch.cumprod(1 - _BETA, 0)))  # [timestep]
+"""β_t / (2 α_t (1-ᾱ_t)), the weights with which the losses of all timesteps make the variational
+bound (DDPM, Eq. 12; α = 1-β), in float64."""
 
 
-def elbo_weights(timesteps: Int[Tensor, "row"]) -> Float[Tensor, "row"]:
-    """β_t / (2 α_t (1-ᾱ_t)), the weights with which the losses of all timesteps make the
-    variational bound (DDPM, Eq. 12; α = 1-β)."""
-    beta, alpha_bar = (
-        BETAS.double().to(timesteps.device)[timesteps],
-        ALPHA_BAR.double().to(timesteps.device)[timesteps],
-    )
-    return beta / (2 * (1 - beta) * (1 - alpha_bar))
+def _error(predicted: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    return (predicted - noise).square().mean((1, 2, 3))
+
+
+def _elbo(predicted: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    return ELBO_WEIGHTS.to(predicted)[timesteps] * _error(predicted, noise, timesteps)
 
 
 OUTPUTS: dict[str, Output] = {
-    "loss": lambda predicted, noise, t: (predicted - noise).square().mean((1, 2, 3)),
-    "weighted_loss": (
-        lambda predicted, noise, t: (
-            elbo_weights(t).to(predicted) * (predicted - noise).square().mean((1, 2, 3))
-        )
-    ),
+    "loss": _error,
+    "elbo_loss": _elbo,
     "output_norm": lambda predicted, noise, t: predicted.square().mean((1, 2, 3)),
     "output_mean": lambda predicted, noise, t: predicted.mean((1, 2, 3)),
     "l1": lambda predicted, noise, t: predicted.abs().sum((1, 2, 3)),
     "l2": lambda predicted, noise, t: predicted.square().sum((1, 2, 3)).sqrt(),
 }
+"""Every scalar that a gradient is taken of: mean squared error of the predicted noise; the same
+times the ELBO weight; mean square and mean of the prediction over pixels; and its norms, sums over
+pixels."""
 
 
 def uniform_timesteps(k: int) -> tuple[int, ...]:
-    """`k` timesteps 0, 1000/k, 2·1000/k … (D-TRAK's "uniform"); `k` must divide 1000."""
+    """`k` timesteps 0, 1000/k, 2·1000/k … (D-TRAK's "uniform").
+
+    Args:
+        k: How many; must divide 1000.
+
+    Returns:
+        The timesteps, rising.
+
+    Raises:
+        InputError: If `k` is not positive or does not divide 1000.
+    """
     check_positive("the number of timesteps", k)
     if TIMESTEPS % k:
         raise InputError(
             f"the number of uniform timesteps must divide {TIMESTEPS}, and {k} does not"
         )
     return tuple(range(0, TIMESTEPS, TIMESTEPS // k))
-
-
-_BETA = BETAS.double()  # 1 - ᾱ of the first timesteps needs more digits than float32 has
-ELBO_WEIGHTS = (_BETA / (2 * (1 - _BETA) * (1 - torch.cumprod(1 - _BETA, 0)))).float()  # [timestep]
-MEASUREMENTS: dict[
-    str, Callable[[Tensor, Tensor, Tensor], Tensor]
-] = {  # (model output, noise, timesteps) -> [draw]
-    "loss": lambda output, noise, timesteps: (output - noise).square().mean((1, 2, 3)),
-    "elbo_loss": (
-        lambda output, noise, timesteps: (
-            ELBO_WEIGHTS.to(output)[timesteps] * (output - noise).square().mean((1, 2, 3))
-        )
-    ),
-    "output_norm": lambda output, noise, timesteps: output.square().mean((1, 2, 3)),
-}

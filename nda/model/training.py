@@ -1,12 +1,12 @@
 """Training a DDPM: coupled randomness, resumable state, checkpoints."""
 
 import hashlib
+import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 
 import torch
-from diffusers import UNet2DModel
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -14,9 +14,9 @@ from tqdm import tqdm
 
 from nda import rng
 from nda.errors import InputError, check_images
+from nda.model import precision
 from nda.model.unet import Recipe
 from nda.schedule import TIMESTEPS, add_noise
-from nda.store import Store
 
 
 def visits(
@@ -24,10 +24,17 @@ def visits(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What every image of the *full* train set meets in one epoch: order, timesteps, noises, flips.
 
-    shape: `[image, chan, row, col]` of the full train set. A subset model uses the rows of its own
-    images, in the same relative order: two models of one `train_seed` that share an image show it
-    the same timestep, noise and flip (coupled randomness), so that their losses differ by the data
-    and not by luck.
+    A subset model uses the rows of its own images, in the same relative order: two models of one
+    `train_seed` that share an image show it the same timestep, noise and flip (coupled randomness),
+    so that their losses differ by the data and not by luck.
+
+    Args:
+        shape: `[image, chan, row, col]` of the full train set.
+        train_seed: Seed of the training.
+        epoch: Number of the epoch.
+
+    Returns:
+        The order of the images, and every image's timestep, noise and whether it is flipped.
     """
     source = rng.generator("training", train_seed, epoch)
     n = shape[0]
@@ -37,12 +44,37 @@ def visits(
     return order, timesteps, torch.randn(*shape, generator=source), flips
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """A training at one of the shares that its recipe names, or at its end.
+
+    share: of the training that is done; 1 at the end. weights: of a model to evaluate, averaged if
+    the recipe says so, for `nda.model.unet.load_model`. losses: of every step so far. state: all
+    that `train` needs to go on from here. precision: of the numbers it computed in, `"bfloat16"` or
+    `"float32"` (see `nda.model.precision`).
+    """
+
+    share: float
+    weights: dict[str, Tensor]
+    losses: Float[Tensor, "step"]
+    state: dict[str, Tensor]
+    precision: str
+
+
 class Training:
     """A model in training and all that is needed to go on after a kill: weights, averaged weights,
-    optimiser, step, losses."""
+    optimiser, step, losses.
+
+    Args:
+        recipe: How the model is made.
+        images: Of the full train set, in [-1, 1].
+        keep: Which of them the model sees.
+        train_seed: Seed of weights, order, timesteps, noise and dropout.
+    """
 
     def __init__(self, recipe: Recipe, images: Tensor, keep: Tensor, train_seed: int):
         self.recipe, self.images, self.keep, self.train_seed = recipe, images, keep, train_seed
+        self.precision = precision.choose(recipe.bf16, images.device)
         self.model = recipe.build(train_seed, images.shape).to(images.device)
         self.ema = (
             AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema))
@@ -82,7 +114,7 @@ class Training:
             group["lr"] = self.recipe.learning_rate(step, self.steps)
         with (
             rng.seeded("dropout", self.train_seed, step),
-            torch.autocast(clean.device.type, torch.bfloat16, self.recipe.bf16),
+            torch.autocast(clean.device.type, torch.bfloat16, self.precision == "bfloat16"),
         ):
             predicted = self.model(add_noise(clean, timesteps, noise), timesteps).sample
             loss = (predicted.float() - noise).square().mean()
@@ -95,54 +127,81 @@ class Training:
         return loss.detach()
 
     def weights(self) -> dict[str, Tensor]:
-        """The weights to evaluate: the averaged ones if the recipe asks for them."""
-        return {
-            k: v.clone()
-            for k, v in (
-                (self.ema.module if self.ema is not None else self.model).state_dict().items()
-            )
-        }
+        """Of the model to evaluate.
+
+        Returns:
+            A copy of the averaged weights if the recipe asks for them, else of the last ones.
+        """
+        model = self.model if self.ema is None else self.ema.module
+        return {name: value.clone() for name, value in model.state_dict().items()}
 
     def state(self) -> dict[str, Tensor]:
-        """Everything as named tensors."""
-        moments = {
-            f"optimizer.{i}.{k}": v
-            for i, s in self.optimizer.state_dict()["state"].items()
-            for k, v in s.items()
+        """Everything as named tensors.
+
+        Returns:
+            A copy, from which `restore` goes on.
+        """
+        moments = self.optimizer.state_dict()["state"]
+        parts = {
+            "model": self.model.state_dict(),
+            "ema": {} if self.ema is None else self.ema.state_dict(),
+            "optimizer": {f"{i}.{k}": v for i, s in moments.items() for k, v in s.items()},
         }
-        ema = (
-            {f"ema.{k}": v for k, v in self.ema.state_dict().items()}
-            if self.ema is not None
-            else {}
-        )
-        model = {f"model.{k}": v for k, v in self.model.state_dict().items()}
-        return (
-            moments
-            | ema
-            | model
-            | {
-                "epoch": torch.tensor(self.epoch),
-                "losses": torch.stack(self.losses).cpu(),
-            }
-        )
+        named = {f"{part}.{k}": v.clone() for part in parts for k, v in parts[part].items()}
+        return named | {
+            "epoch": torch.tensor(self.epoch),
+            "losses": torch.stack(self.losses).cpu(),
+            "training": self._digest(),
+        }
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """The reverse of `state`."""
-        self.epoch, self.losses = int(state["epoch"]), list(state["losses"].to(self.images.device))
-        self.model.load_state_dict(
-            {k[len("model.") :]: v for k, v in state.items() if k.startswith("model.")}
-        )
-        if self.ema is not None:
-            self.ema.load_state_dict(
-                {k[len("ema.") :]: v for k, v in state.items() if k.startswith("ema.")}
+        """Go on from a state.
+
+        Args:
+            state: What `state` gave, of the same training.
+
+        Raises:
+            InputError: If it is the state of another training.
+        """
+        if "training" not in state or not torch.equal(state["training"], self._digest()):
+            raise InputError(
+                "state is that of another training: of another recipe, seed, mask or other images;"
+                " delete it and start anew"
             )
+        self.epoch, self.losses = int(state["epoch"]), list(state["losses"].to(self.images.device))
+        self.model.load_state_dict(_under("model", state))
+        if self.ema is not None:
+            self.ema.load_state_dict(_under("ema", state))
         moments: dict[int, dict[str, Tensor]] = {}
-        for key in (key for key in state if key.startswith("optimizer.")):
-            _, i, name = key.split(".")
-            moments.setdefault(int(i), {})[name] = state[key]
+        for key, value in _under("optimizer", state).items():
+            i, name = key.split(".")
+            moments.setdefault(int(i), {})[name] = value
         self.optimizer.load_state_dict(
             {"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]}
         )
+
+    def checkpoint(self, share: float) -> Checkpoint:
+        """What there is to keep at this point.
+
+        Args:
+            share: Of the training that is done.
+
+        Returns:
+            Copies, which further training does not change.
+        """
+        losses = torch.stack(self.losses).cpu()
+        return Checkpoint(share, self.weights(), losses, self.state(), self.precision)
+
+    def _digest(self) -> Tensor:
+        """The sha256 of all that decides the weights, as bytes."""
+        made = hashlib.sha256(json.dumps([asdict(self.recipe), self.train_seed]).encode())
+        made.update(self.images.float().cpu().numpy().tobytes() + self.keep.numpy().tobytes())
+        return torch.tensor(list(made.digest()), dtype=torch.uint8)
+
+
+def _under(part: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a part of a state, by their names in it."""
+    return {k.removeprefix(f"{part}."): v for k, v in state.items() if k.startswith(f"{part}.")}
 
 
 def train(
@@ -151,16 +210,26 @@ def train(
     *,
     keep: Bool[Tensor, "train"] | None = None,
     train_seed: int = 0,
-    store: Store | None = None,
-    name: str = "model",
-) -> tuple[UNet2DModel, Float[Tensor, "step"]]:
-    """Train a DDPM on `images[keep]` (pixels in [-1, 1]) with the noise-prediction loss; returns it
-    and its loss curve.
+    state: Mapping[str, Tensor] | None = None,
+) -> Iterator[Checkpoint]:
+    """Train a DDPM on `images[keep]` with the noise-prediction loss, one checkpoint at a time.
 
-    With a `store`, the state is saved as `<name>-state` at every checkpoint and a killed run goes
-    on from the last one by the same call, to the same bytes; the state is removed by the caller
-    when the result is saved. Weights at the checkpoints before the last are kept as `<name>-25` and
-    so on when `name` is `"model"`. Source: DDPM, Algorithm 1.
+    Nothing is kept here: whoever iterates saves what it wants of the checkpoints. A training that
+    was killed goes on from the state of any of them, to the same bytes. Source: DDPM, Algorithm 1.
+
+    Args:
+        images: The full train set, in [-1, 1]. The model is trained on its device.
+        recipe: How the model is made.
+        keep: Which images the model sees; default all.
+        train_seed: Seed of weights, order, timesteps, noise and dropout.
+        state: Of a former checkpoint of the same training; default: start at the beginning.
+
+    Returns:
+        An iterator over the checkpoints at `recipe.checkpoints` that are still to come. The last
+        one, of share 1, is the trained model.
+
+    Raises:
+        InputError: For images or a mask that cannot be used, or the state of another training.
     """
     check_images(images, "images")
     keep = torch.ones(len(images), dtype=torch.bool) if keep is None else keep.cpu()
@@ -170,31 +239,20 @@ def train(
             f" {tuple(keep.shape)}"
         )
     run = Training(recipe, images, keep, train_seed)
-    data = hashlib.sha256(
-        images.float().cpu().numpy().tobytes() + keep.numpy().tobytes()
-    ).hexdigest()
-    parameters = {"recipe": asdict(recipe), "train_seed": train_seed, "data": data}
-    if store is not None and store.matches(f"{name}-state", parameters, {}):
-        run.restore(store.load(f"{name}-state"))
-    elif store is not None:
-        store.delete(f"{name}-state")
-    stops = {max(1, round(share * recipe.epochs)): share for share in recipe.checkpoints}
-    with tqdm(
-        total=recipe.epochs, initial=run.epoch, desc=f"training {name}", unit="epoch", leave=False
-    ) as bar:
-        while run.epoch < recipe.epochs:
+    if state is not None:
+        run.restore(state)
+    return _checkpoints(run)
+
+
+def _checkpoints(run: Training) -> Iterator[Checkpoint]:
+    """Epoch after epoch; all stops but the last are at least one epoch from the end."""
+    epochs = run.recipe.epochs
+    stops = {max(1, round(share * epochs)): share for share in run.recipe.checkpoints}
+    with tqdm(total=epochs, initial=run.epoch, desc="training", unit="epoch", leave=False) as bar:
+        while run.epoch < epochs:
             run.run_epoch()
             bar.update()
             bar.set_postfix(loss=f"{run.losses[-1].item():.4f}")
-            if store is not None and run.epoch in stops and run.epoch < recipe.epochs:
-                if name == "model":
-                    store.save(
-                        f"{name}-{round(100 * stops[run.epoch])}",
-                        run.weights(),
-                        parameters=parameters,
-                    )
-                store.save(
-                    f"{name}-state", run.state(), parameters=parameters
-                )  # last: a run goes on after this
-    run.model.load_state_dict(run.weights())
-    return run.model.eval(), torch.stack(run.losses).cpu()
+            if run.epoch in stops and run.epoch < epochs:
+                yield run.checkpoint(stops[run.epoch])
+    yield run.checkpoint(1.0)

@@ -7,14 +7,12 @@ from time import perf_counter
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import UNet2DModel
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import Module
 
 from nda.errors import InputError
-from nda.model import sampling
 from nda.model.outputs import denoising_losses
-from nda.model.unet import Recipe, load_model
 from nda.rivals.gradients import Readout
 from nda.rivals.inner_products import Products, Side, Source, collect
 from nda.rivals.kernel import Choice
@@ -56,9 +54,6 @@ class Bench:
         self.store, self.parameters, self.device = store, parameters, torch.device(device)
         self.choices: dict[str, Choice] = {}  # by method and settings
         self._choose = choose
-        self._images: dict[str, Tensor] = {}
-        self._models: dict[str, UNet2DModel] = {}
-        self._products: dict[Source, dict[str, Products]] = {}
         self._made: dict[Hashable, tuple[Any, float]] = {}
 
     def images(self, kind: str) -> Float[Tensor, "image chan row col"]:
@@ -70,9 +65,11 @@ class Bench:
         Returns:
             Them, on the device.
         """
-        if kind not in self._images:
-            self._images[kind] = self.store.load(kind, "image chan row col").to(self.device)
-        return self._images[kind]
+
+        def load() -> Tensor:
+            return self.store.load(kind, "image chan row col").to(self.device)
+
+        return self.once(("images", kind), load)[0]
 
     def choose(self, path: Mapping[float, Float[Tensor, "query train"]], which: str) -> Choice:
         """The damping of a path of scores.
@@ -93,17 +90,13 @@ class Bench:
             )
         return self._choose(path, which)
 
-    @cached_property
-    def recipe(self) -> Recipe:
-        """How the model was made."""
-        return Recipe.parse(self.store.info("model")["parameters"]["recipe"])
-
     @property
     def checkpoints(self) -> list[str]:
         """Names of the weights that were kept on the way, the last of them `model`."""
-        return [f"model-{round(100 * part)}" for part in self.recipe.checkpoints[:-1]] + ["model"]
+        parts = self._recipe.checkpoints[:-1]
+        return [f"model-{round(100 * part)}" for part in parts] + ["model"]
 
-    def model(self, weights: str = "model") -> UNet2DModel:
+    def model(self, weights: str = "model") -> Module:
         """The model, ready to evaluate.
 
         Args:
@@ -112,11 +105,20 @@ class Bench:
         Returns:
             It, on the device.
         """
-        if weights not in self._models:
-            loaded = self.store.load(weights)
+
+        def load() -> Module:
+            from nda.model.unet import load_model
+
             shape = self.images("train").shape
-            self._models[weights] = load_model(loaded, self.recipe, shape, self.device)
-        return self._models[weights]
+            return load_model(self.store.load(weights), self._recipe, shape, self.device)
+
+        return self.once(("model", weights), load)[0]
+
+    @cached_property
+    def _recipe(self) -> Any:
+        from nda.model.unet import Recipe  # with diffusers, which takes seconds to import
+
+        return Recipe.parse(self.store.info("model")["parameters"]["recipe"])
 
     def collect(
         self, readout: Readout, projections: Sequence[Projection | None], weights: str = "model"
@@ -145,10 +147,8 @@ class Bench:
         Returns:
             Those of the queries with the train images.
         """
-        if source not in self._products:
-            p = source.projection
-            self._products[source] = self.collect(source.readout, [p], source.weights)[p]
-        return self._products[source][which]
+        make = partial(self.collect, source.readout, [source.projection], source.weights)
+        return self.once(source, make)[0][source.projection][which]
 
     def journey(
         self, steps: int
@@ -161,6 +161,8 @@ class Bench:
         Returns:
             Clean images, timesteps of the steps, and the seconds that it took.
         """
+        from nda.model import sampling
+
         n = len(self.images("gen"))
         made = partial(sampling.journey, self.model(), n, steps=steps)
         (clean, times), seconds = self.once(("journey", steps), made)

@@ -1,7 +1,7 @@
 """Per-example gradients of a model output: the features that all gradient-based attribution methods
 share."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from time import perf_counter
@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from nda import rng
 from nda.errors import InputError, check_images, check_positive, check_timestep
-from nda.model.outputs import OUTPUTS, Output, uniform_timesteps
+from nda.model.outputs import OUTPUTS, uniform_timesteps
 from nda.rivals.projection import Projection
 from nda.schedule import add_noise
 from nda.store import Store, digest
@@ -25,6 +25,8 @@ from nda.store import Store, digest
 # noisy images that share a gradient: with fewer, vmap over many gradients is faster than one after
 # the other
 FEW = 5
+# (parameters, noisy images, timesteps, noise) -> the sum of a model output over the rows
+Summed = Callable[[dict[str, Tensor], Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Readout:
     """What is differentiated: a model output at some timesteps, averaged over them and over noise
     draws.
 
-    model_output: `"loss"` (mean squared error of the predicted noise), `"weighted_loss"` (times the
+    model_output: `"loss"` (mean squared error of the predicted noise), `"elbo_loss"` (times the
     ELBO weight), `"output_norm"` and `"output_mean"` (mean square and mean of the prediction over
     pixels), `"l1"` and `"l2"` (its norms, sums over pixels). draws: noise images per timestep; each
     is named (`noise_seed`, timestep, draw) and common to all examples, train and query. unit_norm:
@@ -66,6 +68,8 @@ class Readout:
             )
         for timestep in self.timesteps:
             check_timestep(timestep)
+        for name in ("timesteps", "parts"):  # lists, as JSON has them, could not be looked up
+            object.__setattr__(self, name, tuple(getattr(self, name)))
 
     def noise(self, shape: Sequence[int]) -> Float[Tensor, "timestep draw chan row col"]:
         """The noise images that all examples share."""
@@ -96,7 +100,7 @@ def _chosen(model: nn.Module, parts: Sequence[str]) -> dict[str, Tensor]:
 
 
 def _looped(
-    output: Output, parameters: dict[str, Tensor], rows: Sequence[Tensor], batch: int
+    output: Summed, parameters: dict[str, Tensor], rows: Sequence[Tensor], batch: int
 ) -> Float[Tensor, "group param"]:
     """Gradient of the output's sum over each group of rows, a group at a time, at most `batch` rows
     together."""
@@ -115,7 +119,7 @@ def _looped(
 
 
 def _vmapped(
-    output: Output, parameters: dict[str, Tensor], rows: Sequence[Tensor], batch: int
+    output: Summed, parameters: dict[str, Tensor], rows: Sequence[Tensor], batch: int
 ) -> Float[Tensor, "group param"]:
     """The same for all groups at once, whatever `batch`: the caller sends no more."""
     gradients = vmap(grad(output), in_dims=(None, 0, 0, 0))(

@@ -18,12 +18,11 @@ from torch import Tensor
 from torch.nn import Module
 from tqdm import tqdm
 
-from nda import rng
-from nda.errors import InputError, check_choice, check_draws, check_images, check_same_shape
-from nda.model.outputs import MEASUREMENTS
+from nda.errors import InputError, check_choice, check_draws, check_same_shape
+from nda.model.outputs import OUTPUTS
 from nda.rivals.bench import Bench, Scored
+from nda.rivals.gradients import Readout, features
 from nda.rivals.kfac import Block, covered, fit_curvature, mean_eigenvalue, restore
-from nda.schedule import add_noise
 
 
 def measurement_gradients(
@@ -39,34 +38,21 @@ def measurement_gradients(
     """Gradient of every image's measurement, the mean over timesteps and draws, by parameter; all
     images' are held at once.
 
-    measurement: `"loss"`, squared error per pixel; `"elbo_loss"`, the same times β / (2 (1-β)
-    (1-ᾱ)); `"output_norm"`, squared output per pixel. There is one noise image per timestep and
+    measurement: one of `nda.model.outputs.OUTPUTS`, for example `"loss"`, squared error per pixel,
+    or `"elbo_loss"`, the same times β / (2 (1-β) (1-ᾱ)). There is one noise image per timestep and
     draw, common to all images. batch: draws in one pass. Raises InputError.
     """
-    check_images(images, "images")
-    check_choice("measurement", measurement, MEASUREMENTS)
+    check_choice("measurement", measurement, OUTPUTS)
     check_draws(timesteps, draws=draws, batch=batch)
-    names = [(timestep, draw) for timestep in timesteps for draw in range(draws)]
-    times = torch.tensor([timestep for timestep, _ in names], device=images.device)
-    sources = [rng.generator("gradient noise", noise_seed, *name) for name in names]
-    noises = torch.stack(
-        [torch.randn(images.shape[1:], generator=source) for source in sources]
-    ).to(images)
     parameters = covered(model)
-    gradients = {name: p.new_zeros(len(images), *p.shape) for name, p in parameters.items()}
-    for row, image in enumerate(
-        tqdm(images, desc=f"{measurement} gradients", unit="image", leave=False)
-    ):
-        for t, noise in zip(times.split(batch), noises.split(batch), strict=True):
-            output = model(add_noise(image.expand_as(noise), t, noise), t).sample
-            value = MEASUREMENTS[measurement](output, noise, t).sum() / len(times)
-            for total, part in zip(
-                gradients.values(),
-                torch.autograd.grad(value, list(parameters.values())),
-                strict=True,
-            ):
-                total[row] += part
-    return gradients
+    readout = Readout(measurement, timesteps, draws, noise_seed, parts=tuple(parameters))
+    found = features(model, images, readout, batch=batch)  # in the order of named_parameters
+    order = [name for name, _ in model.named_parameters() if name in parameters]
+    parts = found.split([parameters[name].numel() for name in order], 1)
+    return {
+        name: part.unflatten(1, parameters[name].shape)
+        for name, part in zip(order, parts, strict=True)
+    }
 
 
 class Compressed(NamedTuple):
@@ -172,7 +158,7 @@ def influence_scores(
     gradients are computed anew for every block of queries. Raises InputError.
     """
     check_same_shape(queries, train)
-    check_choice("measurement", measurement, MEASUREMENTS)
+    check_choice("measurement", measurement, OUTPUTS)
     check_draws(
         timesteps, draws=draws, batch=batch, query_block=query_block, train_block=train_block
     )

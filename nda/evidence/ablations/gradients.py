@@ -60,11 +60,8 @@ def variants(
     images that are candidates. The projection and the candidates are ablated for TRAK and D-TRAK,
     gradients of length one for DAS. Sources: D-TRAK (K); DAS, Sec. 5 (the others).
     """
-    plain = replace(
-        readout, timesteps=tuple(readout.timesteps), parts=tuple(readout.parts)
-    )  # with a hash
     bases = {
-        method: replace(plain, model_output=output, unit_norm=method == DAS)
+        method: replace(readout, model_output=output, unit_norm=method == DAS)
         for method, output in METHODS.items()
     }
     kernels = {method: base for method, base in bases.items() if method != DAS}
