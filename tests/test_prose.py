@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted((ROOT / "book").glob("*.md")) + [ROOT / "README.md", ROOT / "data/README.md"]
+PAGES = [path for path in sorted((ROOT / "book").glob("*.md")) if path.stem != "api"]  # docstrings
+PAGES += [ROOT / "README.md", ROOT / "data/README.md"]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 EVIDENCE = ["notebooks/03_subset_models.ipynb", "notebooks/10_lds.ipynb"]
 EVIDENCE += ["notebooks/11_ablations.ipynb", "notebooks/14_performance.ipynb", "book/shows.md"]
