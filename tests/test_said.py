@@ -89,7 +89,9 @@ def test_a_table_and_a_figure_travel_as_html(published):
     said.say(table=SUMMARY, picture=said.Inline(canvas(1, 1)[0], "nothing"))
     table, picture = (data[f"{said.RECORD}text/html"] for data, _ in published)
     assert "<td>trak</td>" in table
-    assert picture.startswith('<img class="glued" alt="nothing" src="data:image/png;base64,iVBOR')
+    assert picture.startswith(
+        '<div class="glued"><img alt="nothing" src="data:image/png;base64,iVBOR'
+    )
 
 
 def test_outside_a_notebook_nothing_happens():

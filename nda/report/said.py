@@ -38,7 +38,7 @@ def say(**values: Any) -> None:
     for name, value in values.items() if shell else ():
         data = {f"{RECORD}text/plain": repr(_plain(value))}
         if hasattr(value, "_repr_html_"):
-            data[f"{RECORD}text/html"] = value._repr_html_()
+            data[f"{RECORD}text/html"] = f'<div class="glued">{value._repr_html_()}</div>'
         shell.display_pub.publish(data, {"scrapbook": {"name": name, "mime_prefix": RECORD}})
 
 
@@ -58,7 +58,7 @@ class Inline:
             alt: what it shows, in words.
         """
         pixels = base64.b64encode(figure._repr_png_()).decode()  # type: ignore[attr-defined]
-        self.html = f'<img class="glued" alt="{alt}" src="data:image/png;base64,{pixels}">'
+        self.html = f'<img alt="{alt}" src="data:image/png;base64,{pixels}">'
 
     def _repr_html_(self) -> str:
         return self.html
