@@ -276,7 +276,8 @@ class Store:
         if not self.matches(name, parameters, inputs):
             started, value = perf_counter(), make()
             took = perf_counter() - started if seconds == "measured" else seconds
-            made = {"parameters": parameters, "inputs": inputs, "seconds": took, "notes": notes}
+            made: dict = {"parameters": parameters, "inputs": inputs}
+            made |= {"seconds": took, "notes": notes}
             self.delete(name)
             self.save(name, value, axes=axes, **made)
         return self.load(name)

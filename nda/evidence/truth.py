@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nda.errors import InputError
 from nda.evidence import lds
-from nda.methods import CHECKPOINTS, METHODS, MODEL, Result, recorded
+from nda.methods import CHECKPOINTS, METHODS, MODEL, Method, Result, recorded
 from nda.store import Store, digest_json
 
 # Settings are chosen on validation queries of even number and reported on those of odd number;
@@ -322,6 +322,23 @@ def lds_row(
             if family == "report":
                 row["low" + kind], row["high" + kind] = truth.interval(effects, resamples=resamples)
     return {name: 100 * value for name, value in row.items()}
+
+
+def runs(results: Store) -> dict[str, Method]:
+    """All that a table of a results folder may have a row for, in the order of the catalogue: the
+    runs that are recorded for any queries, and the references that are fitted to retrained models.
+
+    Args:
+        results: the results store.
+
+    Returns:
+        The method, with its variant, label and colour, by the name of the run.
+    """
+    found = {key: method for key, method in METHODS.items() if method.takes == "losses"}
+    for which in REPORT:
+        found |= recorded(results, which)
+    order = list(METHODS)
+    return dict(sorted(found.items(), key=lambda run: (order.index(run[1].key), run[0])))
 
 
 def recorded_effects(results: Store, truth: Truth) -> dict[str, Float[Tensor, "subset query"]]:

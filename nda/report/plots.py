@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from nda.methods import METHODS
+from nda.methods import METHODS, Method
 from nda.report.style import INK, canvas, label
 
 
@@ -150,28 +150,33 @@ def bars(groups: Mapping[str, Float[Tensor, "item"]], *, xlabel: str, ylabel: st
 
 
 def intervals(
-    tables: Mapping[str, pd.DataFrame], ceilings: Mapping[str, Sequence[float]], *, columns: int = 2
+    tables: Mapping[str, pd.DataFrame],
+    ceilings: Mapping[str, Sequence[float]],
+    methods: Mapping[str, Method] = METHODS,
+    *,
+    columns: int = 2,
 ) -> Figure:
-    """One panel per table, methods from top to bottom, the seed ceiling dashed in its interval; all
-    in percent.
+    """One panel per table of `nda.evidence.lds.summary`, methods from top to bottom, the seed
+    ceiling dashed in its interval; all in percent.
 
     Args:
-        tables: of `nda.evidence.lds.summary`, by the panel's title.
-        ceilings: by the same titles: the seed ceiling and the ends of its interval.
-        columns: panels in a row.
+        tables: by the title of their panel.
+        ceilings: value, low and high of each.
+        methods: by their names in the tables, in their order from top to bottom.
+        columns: of panels.
 
     Returns:
         The figure.
     """
-    methods = [m for m in METHODS if any((table["method"] == m).any() for table in tables.values())]
-    count = len(methods)
+    names = [m for m in methods if any((table["method"] == m).any() for table in tables.values())]
+    count = len(names)
     rows = -(-len(tables) // columns)
     figure, axes = canvas(
         4.1 * columns, rows * (1.0 + 0.22 * count), rows, columns, sharex=True, sharey=True
     )
     for place, (title, table) in zip(axes.flat, tables.items(), strict=True):
         for row in table.itertuples():
-            height, colour = methods.index(str(row.method)), METHODS[str(row.method)].colour
+            height, colour = names.index(str(row.method)), methods[str(row.method)].colour
             place.plot(
                 [row.low, row.high],
                 [height, height],
@@ -191,7 +196,7 @@ def intervals(
         place.set_ylim(count - 0.5, -0.5)
     for place in axes[-1]:
         place.set_xlabel("LDS, %")
-    axes[0, 0].set_yticks(range(count), [label(method) for method in methods])
+    axes[0, 0].set_yticks(range(count), [methods[name].label for name in names])
     return figure
 
 

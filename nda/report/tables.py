@@ -9,7 +9,7 @@ from jaxtyping import Float
 from scipy.stats import rankdata
 from torch import Tensor
 
-from nda.methods import METHODS
+from nda.methods import METHODS, Method
 from nda.report.style import label
 
 
@@ -27,17 +27,20 @@ def brackets(low: Iterable[float], high: Iterable[float]) -> list[str]:
 
 
 def table(
-    tables: Mapping[str, pd.DataFrame], ceilings: Mapping[str, Sequence[float]]
+    tables: Mapping[str, pd.DataFrame],
+    ceilings: Mapping[str, Sequence[float]],
+    methods: Mapping[str, Method] = METHODS,
 ) -> pd.DataFrame:
-    """LDS tables for a reader: one block of rows per table, intervals in brackets, the seed ceiling
-    last.
+    """Tables of `nda.evidence.lds.summary` for a reader: one block of rows per table, intervals in
+    brackets, the seed ceiling last.
 
     Args:
-        tables: of `nda.evidence.lds.summary`, by the block's title.
-        ceilings: by the same titles: the seed ceiling and the ends of its interval.
+        tables: by the name of their block.
+        ceilings: value, low and high of each.
+        methods: by their names in the tables.
 
     Returns:
-        Texts, one row per block and method.
+        The table.
     """
     blocks = {}
     for name, values in tables.items():
@@ -51,7 +54,7 @@ def table(
         columns["of ceiling, %"] = (
             (100 * values["lds"] / ceiling).map("{:.0f}".format) if ceiling > 0 else ""
         )
-        block = pd.DataFrame(columns).set_axis([label(method) for method in values["method"]])
+        block = pd.DataFrame(columns).set_axis([methods[name].label for name in values["method"]])
         last = {"LDS, %": f"{ceiling:.1f}", "95 % interval": brackets([low], [high])}
         blocks[name] = pd.concat([block, pd.DataFrame(last, index=["Seed ceiling"])]).fillna("")
     return pd.concat(blocks)
@@ -77,15 +80,18 @@ def agreement(scores: Mapping[str, Float[Tensor, "query train"]]) -> pd.DataFram
     )
 
 
-def differences(tables: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFrame:
-    """Differences of LDS for a reader: each method's difference to the reference of a table, with
-    its interval.
+def differences(
+    tables: Mapping[tuple[str, str], pd.DataFrame], methods: Mapping[str, Method] = METHODS
+) -> pd.DataFrame:
+    """Tables of `nda.evidence.lds.summary` for a reader: each method's difference to their
+    reference with its interval, one column per table.
 
     Args:
-        tables: of `nda.evidence.lds.summary`, by the names of its column.
+        tables: by the title of their column.
+        methods: by their names in the tables, in their order.
 
     Returns:
-        Texts, one row per method, one column per table.
+        The table.
     """
     columns = {}
     for name, values in tables.items():
@@ -97,8 +103,8 @@ def differences(tables: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFrame:
         columns[name] = pd.Series(cells, values["method"])
     every = pd.DataFrame(columns)
     return (
-        every.reindex([method for method in METHODS if method in every.index])
-        .rename(index=label)
+        every.reindex([name for name in methods if name in every.index])
+        .rename(index={name: method.label for name, method in methods.items()})
         .rename_axis(None)
         .fillna("not run")
     )
