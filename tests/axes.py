@@ -6,6 +6,7 @@ succeeds with something that its annotations rule out.
 """
 
 from collections.abc import Callable
+from typing import Any, Self
 
 import jaxtyping
 from beartype import BeartypeConf, beartype
@@ -21,4 +22,8 @@ def install() -> None:
 def after(function: Callable) -> Callable:
     """`function` is one of jaxtyping's two stand-ins for a function of nda. The one that it calls
     afterwards takes the result as `ret0`."""
-    return CHECKED(function) if "ret0" in function.__code__.co_varnames else function
+    if "ret0" not in function.__code__.co_varnames:
+        return function
+    hints = function.__annotations__.items()  # of a method alone, beartype cannot tell what Self is
+    function.__annotations__ = {name: Any if hint is Self else hint for name, hint in hints}
+    return CHECKED(function)

@@ -2,6 +2,7 @@
 are not wanted."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -173,6 +174,12 @@ def test_rule(rule, file):
 )
 def test_rule_can_fail(rule, file, source):
     assert rule(file, source)
+
+
+def test_contributing_shows_this_map():
+    page = (PACKAGE.parent / "CONTRIBUTING.md").read_text()
+    lines = re.findall(r"^\d+\. ((?:`\w+` ?)+):", page, re.MULTILINE)
+    assert [re.findall(r"\w+", line) for line in lines] == WINGS
 
 
 def test_message_names_file_line_and_import():

@@ -9,7 +9,6 @@ from functools import cache
 import pandas as pd
 import pytest
 import torch
-from diffusers import UNet2DModel
 from scipy.stats import spearmanr
 
 from nda import rng
@@ -18,6 +17,7 @@ from nda.evidence import tuning
 from nda.evidence.ablations import gradients
 from nda.evidence.truth import lds_row, truths
 from nda.model import outputs
+from nda.model.lean import UNet2DModel
 from nda.model.outputs import uniform_timesteps
 from nda.rivals.gradients import Readout, features
 from nda.rivals.kernel import gram

@@ -3,6 +3,7 @@ diffusers nor a notebook; the files that say what an environment holds agree."""
 
 import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -78,12 +79,6 @@ def python(site, folder, source, *arguments):
     return subprocess.run(command, cwd=folder, env=clean, capture_output=True, text=True)
 
 
-def command(site, folder, *arguments):
-    """`nda <arguments>`, there."""
-    source = "from nda.__main__ import main; sys.exit(main(sys.argv[1:]))"
-    return python(site, folder, source, *arguments)
-
-
 def test_wheel_holds_notebooks_profiles_and_committed_results(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     own = {f"nda/{path.relative_to(ROOT / 'nda').as_posix()}" for path in _files(ROOT / "nda")}
@@ -99,8 +94,11 @@ def test_wheel_holds_notebooks_profiles_and_committed_results(wheel):
 
 
 def _files(folder):
-    junk = ("__pycache__", ".ipynb_checkpoints")
-    return [p for p in folder.rglob("*") if p.is_file() and not set(junk) & set(p.parts)]
+    """All files, without hidden ones and compiled code."""
+    found = {path.relative_to(folder): path for path in folder.rglob("*") if path.is_file()}
+    return [
+        path for name, path in found.items() if not re.search(r"(^|/)\.|__pycache__", f"{name}")
+    ]
 
 
 def test_command_is_installed(site):
@@ -114,28 +112,27 @@ def test_light_means_light():
     assert not light() & (heavy | {"scikit-learn", "mlxtend", "ipython", "jupyterlab"})
 
 
-def test_help_and_score_need_only_the_light_packages(site, tmp_path):
-    shown = command(site, tmp_path, "--help")
-    assert shown.returncode == 0 and "retrain" in shown.stdout, shown.stderr
+def test_command_line_needs_only_the_light_packages(site, tmp_path):
+    """In one process, since each takes seconds to start: what asks for an extra, score, help."""
     shape = [
         nda.Store.shipped("small").info(name)["shape"][axis]
         for name, axis in (("losses/report-val", 2), ("masks/report", 1))
     ]
     np.save(tmp_path / "scores.npy", np.random.default_rng(0).normal(size=shape))
-    few = ["--profile", "small", "--resamples", 20]
-    scored = command(site, tmp_path, "score", "scores.npy", *few)
-    assert scored.returncode == 0 and "NDA, single scale" in scored.stdout, scored.stderr
+    source = """
+from nda.__main__ import main
+codes = [main([command, "--profile", "tiny"]) for command in ("run", "retrain")]
+score = ["score", "scores.npy", "--profile", "small", "--resamples", "20"]
+print("codes", *codes, main(score))
+main(["--help"])
+"""
+    done = python(site, tmp_path, source)
+    assert done.returncode == 0 and "codes 2 2 0" in done.stdout.splitlines(), done.stderr
+    asked = done.stderr.splitlines()
+    assert len(asked) == 2 and "pip install 'nda[book]'" in asked[0], asked
+    assert "pip install 'nda[model]'" in asked[1]
+    assert "NDA, single scale" in done.stdout and "retrain " in done.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["scores.npy"]  # nothing is written
-
-
-@pytest.mark.parametrize(
-    ("extra", "arguments"),
-    [("book", ["run", "--profile", "tiny"]), ("model", ["retrain", "--profile", "tiny"])],
-)
-def test_what_an_extra_brings_is_asked_for_in_one_sentence(extra, arguments, site, tmp_path):
-    done = command(site, tmp_path, *arguments)
-    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
-    assert f"pip install 'nda[{extra}]'" in done.stderr
 
 
 def test_nda_runs_on_a_folder_of_images_with_the_light_packages(site, tmp_path):
@@ -146,7 +143,7 @@ def test_nda_runs_on_a_folder_of_images_with_the_light_packages(site, tmp_path):
 from nda import NDAConfig, load, nda_scores, provenance
 import nda.report.pictures, nda.report.plots, nda.report.tables
 train, test = (load(sys.argv[1], split=split, size=8).pixels for split in ("train", "test"))
-config = NDAConfig.single(3, [100])
+config = NDAConfig.single({100: 3})
 print(*nda_scores(test, train, config).shape)
 print(*provenance(test[0], train, timestep=100, patch=3).image.shape)
 """
@@ -222,3 +219,45 @@ def test_a_package_that_is_there_is_not_asked_for():
     needs("numpy", "model")
     with pytest.raises(InputError, match=r"nothing_such.*pip install 'nda\[model\]'"):
         needs("nothing_such", "model")
+
+
+def targets():
+    return set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+def test_workflow_runs_the_same_command_as_by_hand():
+    jobs = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]
+    steps = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
+    assert steps == [".ci/run"] and os.access(ROOT / ".ci/run", os.X_OK)
+    made = re.findall(r"^step (\w+)$", (ROOT / ".ci/run").read_text(), re.MULTILINE)
+    assert made == ["env", "lint", "test", "book"] and set(made) <= targets()
+
+
+def test_image_makes_the_book_as_binders_user():
+    lines = (ROOT / "Dockerfile").read_text().replace("\\\n", " ").splitlines()
+    image = [line.split(maxsplit=1) for line in lines if line and line[0] not in "# "]
+    assert image[-1] == ["CMD", '["make", "book"]'] and "book" in targets()
+    assert set(re.findall(r"make (\w+)", str(image))) <= targets()
+    python = PROJECT["project"]["requires-python"].removeprefix(">=")
+    assert image[0] == ["FROM", f"python:{python}-slim"]
+    arguments = [what for word, what in image if word == "ARG"]
+    assert arguments == ["NB_USER=jovyan", "NB_UID=1000"]
+    assert [what for word, what in image if word == "USER"] == ["${NB_USER}"]
+    assert not [word for word, _ in image if word == "ENTRYPOINT"]  # Binder gives its own command
+
+
+def test_image_is_given_what_is_committed():
+    """.dockerignore leaves out what git leaves out, and nothing else."""
+    ignored, by_git = (
+        [line.strip("/") for line in (ROOT / name).read_text().splitlines() if line[:1] != "#"]
+        for name in (".dockerignore", ".gitignore")
+    )
+    assert {line.removeprefix("**/") for line in ignored} == set(by_git) - {"*.log"}
+
+
+def test_hooks_before_a_commit_are_the_locked_ruff():
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    found = {hook["id"]: repo["rev"] for repo in hooks for hook in repo["hooks"]}
+    assert set(found) == {"ruff-check", "ruff-format", "nbstripout"}
+    lock = (ROOT / "requirements.lock").read_text()
+    assert f"ruff=={found['ruff-check'].removeprefix('v')}\n" in lock

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from diffusers import UNet2DModel
 
 from nda import rng
 from nda.errors import InputError
+from nda.model.lean import UNet2DModel
 from nda.rivals.gradients import Readout, features
 from nda.rivals.inner_products import Products
 from nda.rivals.kernel import gram, norms

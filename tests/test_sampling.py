@@ -7,7 +7,7 @@ from tiny import memorised
 
 from nda import rng
 from nda.errors import InputError
-from nda.model.sampling import sample
+from nda.model.sampling import journey, sample
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +47,8 @@ def test_sample_does_not_depend_on_the_others(trained, n, batch):
 def test_bad_sample_input(trained, settings):
     with pytest.raises(InputError, match="at least one image and 1…1000 steps"):
         sample(trained, **settings)
+    with pytest.raises(InputError, match="at least one image and 1…1000 steps"):
+        journey(trained, **settings)
 
 
 def test_sample_follows_its_seed(trained):

@@ -42,7 +42,7 @@ class Plan:
 
     def members(self) -> list[Member]:
         """Every task, by family and seed; the position in this list is the number that `python -m
-        nda member --task` takes."""
+        nda retrain --task` takes."""
         if not all(self.train_seeds.values()):
             raise InputError(f"every family needs at least one train seed, not {self.train_seeds}")
         store = Store(self.folder)

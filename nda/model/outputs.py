@@ -60,7 +60,7 @@ def denoising_losses(
     return losses
 
 
-Output = Callable[[Tensor, Tensor, Tensor], Tensor]
+Output = Callable[..., Tensor]
 """Predicted noise, noise and timesteps, one per row -> one number per row."""
 
 _BETA = BETAS.double()  # 1 - ᾱ of the first timesteps needs more digits than float32 has

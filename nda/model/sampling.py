@@ -1,70 +1,102 @@
 """The model's own pictures, and the way to them."""
 
-from typing import Any
+from collections.abc import Iterator
 
 import torch
-from diffusers import DDIMScheduler, UNet2DModel
 from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
 from nda import rng
 from nda.errors import InputError
+from nda.model.lean import DDIMScheduler, UNet2DModel
 from nda.schedule import TIMESTEPS, sigma, signal
 
 
-@torch.no_grad()
 def sample(
     model: UNet2DModel, n: int, *, noise_seed: int = 0, steps: int = 50, batch: int = 64
 ) -> Float[Tensor, "query chan row col"]:
-    """Draw `n` images by DDIM without added noise; image i starts from noise named (`noise_seed`,
-    i), whatever the batch.
+    """Draw images by DDIM without added noise.
 
     Pixels are rounded to the 256 levels that an image file holds, in [-1, 1]. Source: DDIM, Eq. 12
     with eta = 0.
+
+    Args:
+        model: In eval mode, else dropout is on.
+        n: How many images.
+        noise_seed: Image i starts from noise named (`noise_seed`, i), whatever the batch.
+        steps: Of the sampler, 1…1000.
+        batch: Images in one pass.
+
+    Returns:
+        The images, on the model's device.
+
+    Raises:
+        InputError: For less than one image, or a number of steps out of range.
     """
-    if n < 1 or not 1 <= steps <= TIMESTEPS:
-        raise InputError(
-            f"sampling needs at least one image and 1…{TIMESTEPS} steps, not {n} images and {steps}"
-            " steps"
-        )
-    device = next(model.parameters()).device
-    scheduler = DDIMScheduler(num_train_timesteps=TIMESTEPS, clip_sample=True)
-    scheduler.set_timesteps(steps)
-    shape = (model.config.in_channels, model.config.sample_size, model.config.sample_size)
-    noise = torch.stack(
-        [torch.randn(shape, generator=rng.generator("sample", noise_seed, i)) for i in range(n)]
-    )
-    images = []
-    for x in tqdm(noise.to(device).split(batch), desc="sampling", unit="batch", leave=False):
-        for t in scheduler.timesteps:
-            x = scheduler.step(model(x, t.to(device)).sample, t, x, eta=0.0).prev_sample
-        images.append(x)
-    return ((torch.cat(images).clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
+    ends = []
+    for noise in _starts(model, n, noise_seed, steps, batch):
+        for _, _, images in _way(model, noise, steps):
+            end = images
+        ends.append(end)
+    return ((torch.cat(ends).clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
 
 
 def journey(
     model: UNet2DModel, n: int, *, noise_seed: int = 0, steps: int = 50, batch: int = 64
 ) -> tuple[Float[Tensor, "query step chan row col"], tuple[int, ...]]:
-    """Clean images that the model predicts on the way of `nda.model.sampling.sample` to its `n`
-    images, clamped to [-1, 1], and their timesteps.
+    """Clean images that the model predicts on the way of `nda.model.sampling.sample` to its images,
+    clamped to [-1, 1], and their timesteps.
 
-    The arguments are those of `sample`. For Journey-TRAK the queries' features are those of these
-    images with a `Readout` of these timesteps: they are noised afresh, with the noise that all
-    readouts share. Source: Journey-TRAK, as adapted by D-TRAK.
+    For Journey-TRAK the queries' features are those of these images with a `Readout` of these
+    timesteps: they are noised afresh, with the noise that all readouts share. Source: Journey-TRAK,
+    as adapted by D-TRAK.
+
+    Args:
+        model: As in `sample`.
+        n: As in `sample`.
+        noise_seed: As in `sample`.
+        steps: As in `sample`.
+        batch: As in `sample`.
+
+    Returns:
+        The images and the timesteps, in the order of sampling: 999 and less, to 0.
+
+    Raises:
+        InputError: For less than one image, or a number of steps out of range.
     """
-    clean: list[Tensor] = []
-    timesteps: list[int] = []
+    ways = [list(_way(model, x, steps)) for x in _starts(model, n, noise_seed, steps, batch)]
+    clean = [torch.stack([clean for _, clean, _ in way], 1) for way in ways]
+    return torch.cat(clean), tuple(t for t, _, _ in ways[0])
 
-    def record(_: UNet2DModel, inputs: tuple[Tensor, Tensor], output: Any) -> None:
-        noisy, t = inputs[0], int(inputs[1])
-        clean.append(((noisy - sigma(t) * output.sample) / signal(t)).clamp(-1, 1))
-        timesteps.append(t)
 
-    hook = model.register_forward_hook(record)
-    try:
-        sample(model, n, noise_seed=noise_seed, steps=steps, batch=batch)
-    finally:
-        hook.remove()
-    batches = [torch.stack(clean[i : i + steps], 1) for i in range(0, len(clean), steps)]
-    return torch.cat(batches), tuple(timesteps[:steps])
+def _starts(
+    model: UNet2DModel, n: int, noise_seed: int, steps: int, batch: int
+) -> Iterator[Float[Tensor, "image chan row col"]]:
+    """Noise, in batches, with a progress bar."""
+    if n < 1 or not 1 <= steps <= TIMESTEPS:
+        raise InputError(
+            f"sampling needs at least one image and 1…{TIMESTEPS} steps, not {n} images and {steps}"
+            " steps"
+        )
+    shape = (model.config.in_channels, model.config.sample_size, model.config.sample_size)
+    noise = torch.stack(
+        [torch.randn(shape, generator=rng.generator("sample", noise_seed, i)) for i in range(n)]
+    )
+    device = next(model.parameters()).device
+    yield from tqdm(noise.to(device).split(batch), desc="sampling", unit="batch", leave=False)
+
+
+@torch.no_grad()
+def _way(
+    model: UNet2DModel, x: Float[Tensor, "image chan row col"], steps: int
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """The timestep, the clean images that the model predicts, and the images after each step."""
+    scheduler = DDIMScheduler(num_train_timesteps=TIMESTEPS, clip_sample=True)
+    scheduler.set_timesteps(steps)
+    for timestep in scheduler.timesteps:
+        t = int(timestep)
+        predicted = model(x, timestep.to(x.device)).sample
+        clean = ((x - sigma(t) * predicted) / signal(t)).clamp(-1, 1)
+        x = scheduler.step(predicted, timestep, x, eta=0.0).prev_sample
+        yield t, clean, x

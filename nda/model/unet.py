@@ -6,11 +6,11 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
-from diffusers import UNet2DModel
 from torch import Tensor
 
 from nda import rng
 from nda.errors import InputError
+from nda.model.lean import UNet2DModel
 
 LIMITS: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("epochs", "batch"), lambda v: v >= 1),

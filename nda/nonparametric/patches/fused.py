@@ -15,15 +15,16 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
-from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from nda.nonparametric.patches.posterior import Posterior
@@ -68,9 +69,19 @@ class Format:
         """As many digits as the largest distance leaves, and 32-bit numbers if those are enough for
         float32.
 
-        norm: largest squared norm of a query window. largest: largest absolute pixel of the
-        prepared train images. A logit is a sum of taps² products of floats, rounded to fixed point,
-        and every step of the vertical box filter adds the rounding of `taps` more.
+        A logit is a sum of taps² products of floats, rounded to fixed point, and every step of the
+        vertical box filter adds the rounding of `taps` more.
+
+        Args:
+            norm: Largest squared norm of a query window.
+            largest: Largest absolute pixel of the prepared train images.
+            chan: Channels.
+            windows: Of these images.
+            temperature: 2σ².
+            dtype: Of the images.
+
+        Returns:
+            The format.
         """
         other = windows.taps**2 * chan * largest**2
         bound = (
@@ -94,12 +105,51 @@ class Format:
         return cls(min(digits + 31, 52), False)
 
     def value(self, whole: Tensor) -> Tensor:
-        """Bits from fixed-point numbers; differences of nearby numbers are exact."""
+        """Bits from fixed-point numbers; differences of nearby numbers are exact.
+
+        Args:
+            whole: The fixed-point numbers.
+
+        Returns:
+            In float64.
+        """
         return whole.double() * 2.0**-self.bits
 
-    def polynomial(self, terms: int) -> Tensor:
-        """Coefficients of 2^-f, for f counted in last bits: interpolation at Chebyshev nodes, to
-        1e-7 with 6 terms and 1e-15 with 14."""
+    @property
+    def real(self) -> torch.dtype:
+        """Of pixels and weights."""
+        return torch.float32 if self.narrow else torch.float64
+
+    @property
+    def whole(self) -> torch.dtype:
+        """Of fixed-point numbers."""
+        return torch.int32 if self.narrow else torch.int64
+
+    @property
+    def lanes(self) -> int:
+        """Train images in a vector register."""
+        return 16 if self.narrow else 8
+
+    def cut(self, patches: int, dtype: torch.dtype) -> int:
+        """How far below the best one a weight no longer counts.
+
+        Args:
+            patches: All patches of all train images.
+            dtype: Of the input; all that is left out is below its precision.
+
+        Returns:
+            The distance in fixed point.
+        """
+        negligible = math.log(patches) - 2 * math.log(torch.finfo(dtype).eps)  # nats
+        return min(int(negligible / math.log(2) * 2.0**self.bits), 2 ** (30 if self.narrow else 62))
+
+    def polynomial(self) -> Tensor:
+        """Coefficients of 2^-f, for f counted in last bits: interpolation at Chebyshev nodes.
+
+        Returns:
+            6 of them, to 1e-7, or 14, to 1e-15.
+        """
+        terms = 6 if self.narrow else 14
         k = np.arange(terms)
         nodes = (1 - np.cos((2 * k + 1) * np.pi / (2 * terms))) / 2
         return torch.from_numpy(
@@ -110,8 +160,11 @@ class Format:
 
 @cache
 def compiled() -> ctypes.CDLL | None:
-    """The compiled functions, or None if there is no C++ compiler; kept in the cache folder
-    (`NDA_CACHE`), one per source and CPU."""
+    """The compiled functions; kept in the cache folder (`NDA_CACHE`), one per source and CPU.
+
+    Returns:
+        The library, or None, after a warning, if there is no C++ compiler or it fails.
+    """
     compiler = (
         shutil.which(os.environ.get("CXX", ""))
         or shutil.which("c++")
@@ -158,6 +211,15 @@ def compiled() -> ctypes.CDLL | None:
         return None
 
 
+class Output(NamedTuple):
+    """What the compiled function writes for one query and one shard: `Output` of fused.cpp."""
+
+    best: Shaped[Tensor, "position"]  # least distance, in fixed point
+    total: Float[Tensor, "position"]  # sum of the weights, relative to the best
+    top: Float[Tensor, "position block lane"]  # log-sum of each image's largest weights ...
+    reference: Shaped[Tensor, "position block"]  # ... relative to this, in fixed point
+
+
 def posterior(
     noisy: Float[Tensor, "query chan row col"],
     train: Float[Tensor, "train chan row col"],
@@ -168,7 +230,19 @@ def posterior(
     rows: range,
 ) -> Posterior:
     """See `nda.nonparametric.patches.naive.posterior`. Weights that are, all together, below the
-    precision of the input's dtype are left out."""
+    precision of the input's dtype are left out.
+
+    Args:
+        noisy: x_t.
+        train: √ᾱ_t y.
+        sigma: Standard deviation of the noise, times the root of the temperature.
+        windows: Of these images.
+        top_k: Largest weights kept per train image; None: all.
+        rows: Rows of the query's positions to look at.
+
+    Returns:
+        The posterior of the positions in `rows`.
+    """
     temperature = 2 * sigma**2
     norms = windows.energy(noisy)  # [query, position]
     energy = norms.unflatten(1, windows.grid)[:, rows.start : rows.stop].flatten(1)
@@ -177,102 +251,105 @@ def posterior(
         Format.choose(norm, largest, len(train[0]), windows, temperature, noisy.dtype)
         for norm in norms.amax(1).tolist()
     ]
-    tasks = [(q, n) for q in range(len(noisy)) for n in range(0, len(train), SHARD)]
+    shards = range(0, len(train), SHARD)
 
-    def run(task: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def run(task: tuple[int, int]) -> Output:
         q, n = task
-        return _run(
-            noisy[q],
-            train[n : n + SHARD],
-            len(train),
-            formats[q],
-            temperature,
-            windows,
-            top_k,
-            rows,
-        )
+        cut = formats[q].cut(len(train) * windows.positions, noisy.dtype)
+        part = train[n : n + SHARD]
+        return _run(noisy[q], part, formats[q], temperature, cut, windows, top_k, rows)
 
-    threads = min(torch.get_num_threads(), len(tasks))
-    if threads == 1:
-        results = [run(task) for task in tasks]
-    else:
-        with ThreadPoolExecutor(threads) as pool:
-            results = list(pool.map(run, tasks))
-    shards = len(tasks) // len(noisy)
+    results = _in_threads(run, [(q, n) for q in range(len(noisy)) for n in shards])
     total = torch.empty(energy.shape, dtype=torch.float64)
     share = torch.empty(*energy.shape, len(train), dtype=noisy.dtype)
     for q, form in enumerate(formats):
-        mine = results[q * shards : (q + 1) * shards]
-        least = torch.stack([best for best, *_ in mine]).amin(0)
-        sums = (
-            torch.stack(
-                [weight * torch.exp2(-form.value(best - least)) for best, weight, *_ in mine]
-            )
-            .sum(0)
-            .log()
-        )
-        total[q] = sums - math.log(2) * form.value(least) - energy[q] / temperature
-        for shard, (_, _, top, reference) in enumerate(
-            mine
-        ):  # in place: these are the largest arrays
-            shift = form.value(least[:, None] - reference) * math.log(2) - sums[:, None]
-            logs = top.add_(shift[:, :, None].to(top)).flatten(1)
-            columns = slice(shard * SHARD, min((shard + 1) * SHARD, len(train)))
-            share[q, :, columns] = logs[:, : columns.stop - columns.start]
+        mine = results[q * len(shards) : (q + 1) * len(shards)]
+        total[q] = _join(mine, form, share[q]) - energy[q] / temperature
     return Posterior(torch.arange(len(train)), total, share)
+
+
+def _in_threads(
+    run: Callable[[tuple[int, int]], Output], tasks: list[tuple[int, int]]
+) -> list[Output]:
+    """The results of all tasks, in their order, by as many threads as torch has."""
+    threads = min(torch.get_num_threads(), len(tasks))
+    if threads == 1:
+        return [run(task) for task in tasks]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(run, tasks))
+
+
+def _join(
+    shards: list[Output], form: Format, share: Float[Tensor, "position train"]
+) -> Float[Tensor, "position"]:
+    """One query's log-sum of all weights from those of its shards, less its energy; `share` is
+    written in place, for these are the largest arrays."""
+    least = torch.stack([shard.best for shard in shards]).amin(0)
+    weights = [shard.total * torch.exp2(-form.value(shard.best - least)) for shard in shards]
+    sums = torch.stack(weights).sum(0).log()
+    for shard, columns in zip(shards, share.split(SHARD, dim=1), strict=True):
+        shift = form.value(least[:, None] - shard.reference) * math.log(2) - sums[:, None]
+        logs = shard.top.add_(shift[:, :, None].to(shard.top)).flatten(1)
+        columns[:] = logs[:, : columns.shape[1]]
+    return sums - math.log(2) * form.value(least)
 
 
 def _run(
     noisy: Float[Tensor, "chan row col"],
     train: Float[Tensor, "train chan row col"],
-    n_train: int,
     form: Format,
     temperature: float,
+    cut: int,
     windows: Windows,
     top_k: int | None,
     rows: range,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One query and one shard: `Output` of fused.cpp as tensors; best, total [position], top
-    [position, block, lane], reference [position, block]."""
-    real, whole, number = (
-        (torch.float32, torch.int32, ctypes.c_int32)
-        if form.narrow
-        else (torch.float64, torch.int64, ctypes.c_int64)
+) -> Output:
+    """One query and one shard, at the positions in `rows`."""
+    scale = 2.0**form.bits / (temperature * math.log(2))
+    x = (windows.prepare(noisy[None].double())[0] * (-2 * scale)).to(form.real).contiguous()
+    y = _in_lanes(windows.prepare(train.to(form.real)), form.lanes)
+    blocks, positions = len(y), windows.positions
+    output = Output(
+        torch.full((positions,), torch.iinfo(form.whole).max, dtype=form.whole),
+        torch.zeros(positions, dtype=torch.float64),
+        torch.zeros(positions, blocks, form.lanes, dtype=form.real),
+        torch.zeros(positions, blocks, dtype=form.whole),
     )
-    lanes, terms = (16, 6) if form.narrow else (8, 14)
+    _call(x, y, _integers(x, windows, top_k, rows, form.bits, len(train)), form, scale, cut, output)
+    inside = slice(rows.start * windows.grid[1], rows.stop * windows.grid[1])
+    best, total, top, reference = (values[inside] for values in output)
+    return Output(best, total, top.log_(), reference)
+
+
+def _call(
+    x: Float[Tensor, "chan row col"],
+    y: Float[Tensor, "block chan row col lane"],
+    integers: list[np.ndarray],
+    form: Format,
+    scale: float,
+    cut: int,
+    output: Output,
+) -> None:
+    """The compiled function, which fills `output`; its arguments in the order of fused.cpp."""
     functions = compiled()
     assert functions is not None  # the front door has looked
     function = functions.narrow if form.narrow else functions.wide
-    scale = 2.0**form.bits / (temperature * math.log(2))
-    x = (windows.prepare(noisy[None].double())[0] * (-2 * scale)).to(real).contiguous()
-    y = _in_lanes(windows.prepare(train.to(real)), lanes)
-    blocks, width, positions = len(y), windows.grid[1], windows.positions
-    integers = _integers(x, windows, top_k, rows, form.bits, len(train))
-    negligible = math.log(n_train * positions) - 2 * math.log(
-        torch.finfo(noisy.dtype).eps
-    )  # nats below the best
-    cut = min(int(negligible / math.log(2) * 2.0**form.bits), 2 ** (30 if form.narrow else 62))
-    polynomial = form.polynomial(terms).to(real)
-    best = torch.full((positions,), torch.iinfo(whole).max, dtype=whole)
-    total = torch.zeros(positions, dtype=torch.float64)
-    top = torch.zeros(positions, blocks, lanes, dtype=real)
-    reference = torch.zeros(positions, blocks, dtype=whole)
-    settings, pairs, columns = [ctypes.c_void_p(values.ctypes.data) for values in integers]
-    tensors = [
-        ctypes.c_void_p(v.data_ptr()) for v in (x, y, polynomial, best, total, top, reference)
-    ]
-    many = len(integers[1]), len(integers[2])
-    arguments = (
-        tensors[:2],
-        (settings, pairs, many[0], columns, many[1]),
-        tensors[2:3],
-        (ctypes.c_double(scale), number(cut)),
-        tensors[3:],
+    number = ctypes.c_int32 if form.narrow else ctypes.c_int64
+    polynomial = form.polynomial().to(form.real)
+    problem, pairs, columns = integers
+    failed = function(
+        *map(_address, (x, y)),
+        *(_address(problem), _address(pairs), len(pairs), _address(columns), len(columns)),
+        _address(polynomial),
+        *(ctypes.c_double(scale), number(cut)),
+        *map(_address, output),
     )
-    if function(*chain(*arguments)):
+    if failed:
         raise MemoryError("the fused engine could not get its working memory")
-    inside = slice(rows.start * width, rows.stop * width)
-    return best[inside], total[inside], top[inside].log_(), reference[inside]
+
+
+def _address(values: Tensor | np.ndarray) -> ctypes.c_void_p:
+    return ctypes.c_void_p(values.data_ptr() if isinstance(values, Tensor) else values.ctypes.data)
 
 
 def _integers(

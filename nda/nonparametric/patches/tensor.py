@@ -8,8 +8,9 @@ MPS); logits, relative to the best one, then fit the input's dtype.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import product
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +36,18 @@ def conv(
     cols_meet: bool,
 ) -> Float[Tensor, "train u v"]:
     """The paper's acceleration: ‖x - y‖² = ‖x‖² + ‖y‖² - 2⟨x, y⟩, the last term a convolution whose
-    kernels are the query's patches."""
+    kernels are the query's patches.
+
+    Args:
+        query: Prepared, in float64.
+        train: Prepared, in float64.
+        windows: Of these images.
+        rows_meet: True: a convolution compares all with all.
+        cols_meet: The same for columns.
+
+    Returns:
+        Squared distances of all windows that meet.
+    """
     assert rows_meet and cols_meet  # a convolution compares all with all
     kernels = F.unfold(query[None], windows.taps, dilation=windows.step)[0].T  # [u, chan*taps*taps]
     shape = (len(query), windows.taps, windows.taps)
@@ -63,6 +75,16 @@ def box(
     about 20 passes over arrays of (rows·cols)² 8-byte numbers per query and train image, 160 MB for
     32 x 32 pixels, so 0.05 ms at 3 TB/s; top_k sorts and may double it. That is worked out, not
     measured.
+
+    Args:
+        query: Prepared, in float64.
+        train: Prepared, in float64.
+        windows: Of these images.
+        rows_meet: Whether a window meets all rows of the train images, or only its own.
+        cols_meet: The same for columns.
+
+    Returns:
+        Squared distances of all windows that meet.
     """
     x = query.unflatten(1, (-1, 1)).unflatten(3, (-1, 1))  # [chan, row, 1, col, 1]
     y = train.unflatten(2, (1, -1) if rows_meet else (-1, 1))
@@ -108,6 +130,46 @@ def _groups(bands: list[range], distances: Distances) -> list[Group]:
     return groups
 
 
+class Block(NamedTuple):
+    """Positions of the query that are looked at together, and what they meet."""
+
+    rows: range  # of positions
+    cols: range
+    meet: tuple[bool, bool]  # along rows, along columns: all of the region, or each only itself
+    crop: slice  # rows of the prepared query ...
+    region: slice  # ... and of the prepared train images
+    columns: slice  # of both
+    images: int  # train images at a time
+
+
+def _blocks(
+    windows: Windows, rows: range, distances: Distances, block_bytes: int, itemsize: int
+) -> Iterator[Block]:
+    """All positions in `rows`, in blocks whose distances take at most `block_bytes`, where at least
+    one row of positions and one train image fit."""
+    vertical, across = (_groups(bands, distances) for bands in windows.bands())
+    for (tall, rows_meet), (wide, cols_meet) in product(vertical, across):
+        per_row = (
+            (len(wide) + windows.span) ** (1 + cols_meet)
+            * (len(tall) + windows.span if rows_meet else 1)
+            * itemsize
+        )
+        height = max(1, min(len(tall), block_bytes // per_row - windows.span))
+        images = max(1, block_bytes // (per_row * (height + windows.span)))
+        columns, everywhere = _pixels(wide, windows), _pixels(tall, windows)
+        first, last = max(tall.start, rows.start), min(tall.stop, rows.stop)
+        for i in range(first, last, height):
+            own = range(i, min(i + height, last))
+            crop = _pixels(own, windows)
+            region = everywhere if rows_meet else crop
+            yield Block(own, wide, (rows_meet, cols_meet), crop, region, columns, images)
+
+
+def _pixels(positions: range, windows: Windows) -> slice:
+    """Where the windows at these positions lie in a prepared image."""
+    return slice(positions.start, positions.stop + windows.span)
+
+
 def posterior(
     noisy: Float[Tensor, "query chan row col"],
     train: Float[Tensor, "train chan row col"],
@@ -119,54 +181,59 @@ def posterior(
     distances: Distances,
     block_bytes: int | None = None,
 ) -> Posterior:
-    """See `nda.nonparametric.patches.naive.posterior`. At least one row of query positions and one
-    train image are in a block."""
-    width, temperature = windows.grid[1], 2 * sigma**2
+    """See `nda.nonparametric.patches.naive.posterior`.
+
+    Args:
+        noisy: x_t.
+        train: √ᾱ_t y.
+        sigma: Standard deviation of the noise, times the root of the temperature.
+        windows: Of these images.
+        top_k: Largest weights kept per train image; None: all.
+        rows: Rows of the query's positions to look at.
+        distances: `conv` or `box`.
+        block_bytes: Of the distances of a block, which has at least one row of positions and one
+            train image; changes nothing but memory.
+
+    Returns:
+        The posterior of the positions in `rows`.
+    """
     block_bytes = block_bytes or (GPU_BLOCK_BYTES if noisy.device.type == "cuda" else BLOCK_BYTES)
-    total = torch.empty(
-        len(noisy), len(rows), width, dtype=exact(noisy[:0]).dtype, device=noisy.device
-    )
-    share = torch.empty(
-        len(noisy), len(rows), width, len(train), dtype=noisy.dtype, device=noisy.device
-    )
-    queries, (vertical, across) = windows.prepare(exact(noisy)), windows.bands()
-    for (tall, rows_meet), (wide, cols_meet) in product(
-        _groups(vertical, distances), _groups(across, distances)
-    ):
-        columns = slice(wide.start, wide.stop + windows.span)
-        per_row = (
-            (len(wide) + windows.span) ** (1 + cols_meet)
-            * (len(tall) + windows.span if rows_meet else 1)
-            * total.itemsize
+    queries, shape = windows.prepare(exact(noisy)), (len(noisy), len(rows), windows.grid[1])
+    total = queries.new_empty(shape)
+    share = noisy.new_empty(*shape, len(train))
+    for block in _blocks(windows, rows, distances, block_bytes, total.itemsize):
+        at = (
+            slice(block.rows.start - rows.start, block.rows.stop - rows.start),
+            slice(block.cols.start, block.cols.stop),
         )
-        height = max(1, min(len(tall), block_bytes // per_row - windows.span))
-        images = max(1, block_bytes // (per_row * (height + windows.span)))
-        first, last = max(tall.start, rows.start), min(tall.stop, rows.stop)
-        for i in range(first, last, height):
-            block = range(i, min(i + height, last))
-            crop = slice(block.start, block.stop + windows.span)
-            region = slice(tall.start, tall.stop + windows.span) if rows_meet else crop
-            at = (
-                slice(block.start - rows.start, block.stop - rows.start),
-                slice(wide.start, wide.stop),
-            )
-            for q, query in enumerate(queries):
-                tops, sums = [], []
-                for part in train.split(images):
-                    bank = windows.prepare(exact(part))[:, :, region, columns]
-                    squares = distances(
-                        query[:, crop, columns], bank, windows, rows_meet, cols_meet
-                    )
-                    top, every = _log_sums(squares, temperature, top_k, train.dtype)
-                    tops.append(top)
-                    sums.append(every.logsumexp(0))
-                everything = torch.stack(sums).logsumexp(0)  # [u]
-                shape = (len(block), len(wide))
-                total[q, *at] = everything.unflatten(0, shape)
-                share[q, *at] = (torch.cat(tops) - everything).T.to(share).unflatten(0, shape)
-    return Posterior(
-        torch.arange(len(train), device=train.device), total.flatten(1), share.flatten(1, 2)
-    )
+        for q, query in enumerate(queries):
+            everything, tops = _block_logs(query, train, block, windows, distances, sigma, top_k)
+            grid = (len(block.rows), len(block.cols))
+            total[q, *at] = everything.unflatten(0, grid)
+            share[q, *at] = (tops - everything).T.to(share).unflatten(0, grid)
+    numbers = torch.arange(len(train), device=train.device)
+    return Posterior(numbers, total.flatten(1), share.flatten(1, 2))
+
+
+def _block_logs(
+    query: Float[Tensor, "chan padded_row padded_col"],
+    train: Float[Tensor, "train chan row col"],
+    block: Block,
+    windows: Windows,
+    distances: Distances,
+    sigma: float,
+    top_k: int | None,
+) -> tuple[Float[Tensor, "u"], Float[Tensor, "train u"]]:
+    """Log-sum-exp of all logits of the block's patches, and of the `top_k` largest of each
+    image."""
+    tops, sums = [], []
+    for part in train.split(block.images):
+        bank = windows.prepare(exact(part))[:, :, block.region, block.columns]
+        squares = distances(query[:, block.crop, block.columns], bank, windows, *block.meet)
+        top, every = _log_sums(squares, 2 * sigma**2, top_k, train.dtype)
+        tops.append(top)
+        sums.append(every.logsumexp(0))
+    return torch.stack(sums).logsumexp(0), torch.cat(tops)
 
 
 def _log_sums(
