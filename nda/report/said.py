@@ -19,7 +19,7 @@ from nda.methods import METHODS
 from nda.report.style import label
 
 RECORD = "application/papermill.record/"  # where the book looks for what a notebook has glued
-# Rows of a table of scores that some page asks for; runs with ten timesteps are not made everywhere.
+# Rows of a table of scores that some page asks for; not every profile has runs with ten timesteps.
 ASKED = (*METHODS, "trak-k10", "d_trak-k10", "das-k10", "ekfac-k10")
 
 
