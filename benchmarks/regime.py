@@ -9,25 +9,25 @@ which notebook 03 shows.
 """
 
 import argparse
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from itertools import pairwise
-from time import perf_counter
 from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor
 
-from nda import fanout
 from nda.data import images, subsets
 from nda.evidence import lds
-from nda.model import outputs, training, unet
+from nda.evidence.retrain import Plan
+from nda.model import unet
 from nda.store import Store
 
 SEEDS, QUERIES = 2, 200
 TIMESTEPS, NOISE_SEEDS = range(25, 1000, 50), range(4)
 BANDS = (0, 200, 400, 600, 1000)  # timesteps of the per-band columns
-STORE = Store.working("regime")
+ROOT = Store.working("regime").folder
 
 
 def plain_unet(*widths: int) -> dict[str, Any]:
@@ -72,6 +72,21 @@ class Regime:
             bf16=True,
         )
 
+    @property
+    def seeds(self) -> dict[str, list[int]]:
+        """Of each family of masks: one family if its models share their randomness, else one for
+        every subset, with seeds of its own."""
+        if self.coupled:
+            return {"select": list(range(SEEDS))}
+        return {
+            f"select-{subset}": [1000 * (subset + 1) + seed for seed in range(SEEDS)]
+            for subset in range(self.subsets)
+        }
+
+    def families(self, masks: Tensor) -> dict[str, Tensor]:
+        """The masks `[subset, train]` of each family."""
+        return dict(zip(self.seeds, masks.chunk(len(self.seeds)), strict=True))
+
 
 REGIMES = {
     "400 images": Regime(),
@@ -83,45 +98,22 @@ REGIMES = {
 }
 
 
-def data(n_train: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Train images, their labels and the validation queries: CIFAR-2 at 16 x 16, as notebook 01
-    draws them."""
-    train, test = [images.load("cifar2", split=split, size=16) for split in ("train", "test")]
-    rows = subsets.stratified(train.labels, n_train, "train images")
-    return (
-        train.pixels[rows],
-        train.labels[rows],
-        test.pixels[subsets.stratified(test.labels, QUERIES, "validation queries")],
-    )
-
-
-def name(task: tuple[str, int, int]) -> str:
-    """Of a member in the store."""
-    regime, subset, seed = task
-    return f"{regime.replace(' ', '-').replace(',', '')}/{subset}-{seed}"
-
-
-def retrain(task: tuple[str, int, int]) -> None:
-    """Train one member and keep its losses `[noise seed, query, timestep]`."""
-    started, (label, subset, seed) = perf_counter(), task
-    regime, inputs = REGIMES[label], STORE.load(f"data-{REGIMES[label].n_train}")
-    keep = subsets.keep_masks(inputs["labels"], regime.subsets, family="select")[subset]
-    train_seed = seed if regime.coupled else 1000 * (subset + 1) + seed
-    train = inputs["train"]
-    *_, last = training.train(train, regime.recipe, keep=keep, train_seed=train_seed)
-    model = unet.load_model(last.weights, regime.recipe, train.shape, train.device)
-    trained = perf_counter() - started
-    losses = [
-        outputs.denoising_losses(model, inputs["val"], timesteps=TIMESTEPS, noise_seeds=[n])
-        for n in NOISE_SEEDS
-    ]
-    STORE.save(
-        name(task),
-        torch.stack(losses),
-        axes="noise query timestep",
-        parameters={"train": trained},
-        seconds=perf_counter() - started,
-    )
+def prepare(label: str) -> Plan:
+    """Train images, validation queries and masks of a regime, CIFAR-2 at 16 x 16 as notebook 01
+    draws them, and the plan of its retrainings."""
+    regime = REGIMES[label]
+    store = Store(ROOT / label.replace(" ", "-").replace(",", ""))
+    if "val" not in store:
+        train, test = [images.load("cifar2", split=split, size=16) for split in ("train", "test")]
+        rows = subsets.stratified(train.labels, regime.n_train, "train images")
+        masks = subsets.keep_masks(train.labels[rows], regime.subsets, family="select")
+        for family, some in regime.families(masks).items():
+            store.save(f"masks/{family}", some, axes="subset train")
+        store.save("train", train.pixels[rows], axes="image chan row col")
+        rows = subsets.stratified(test.labels, QUERIES, "validation queries")
+        store.save("val", test.pixels[rows], axes="image chan row col")
+    recipe = asdict(regime.recipe)
+    return Plan(store.folder, regime.seeds, TIMESTEPS, NOISE_SEEDS, which=("val",), recipe=recipe)
 
 
 def ceilings(losses: Tensor) -> dict[str, float]:
@@ -145,29 +137,18 @@ def ceilings(losses: Tensor) -> dict[str, float]:
     return {column: 100 * value for column, value in rows.items()}
 
 
-def tasks(label: str) -> list[tuple[str, int, int]]:
-    """Every model of a regime, by seed and subset."""
-    return [
-        (label, subset, seed) for seed in range(SEEDS) for subset in range(REGIMES[label].subsets)
-    ]
-
-
-def table() -> pd.DataFrame:
+def table(plans: Mapping[str, Plan]) -> pd.DataFrame:
     """One row per regime whose models are all trained."""
     rows = []
-    for label, regime in REGIMES.items():
-        names = [name(task) for task in tasks(label)]
-        if all(n in STORE for n in names):
-            losses = (
-                torch.stack([STORE.load(n) for n in names])
-                .unflatten(0, (SEEDS, regime.subsets))
-                .movedim(0, 1)
-            )
-            seconds = sorted(STORE.info(n)["parameters"]["train"] for n in names)[len(names) // 2]
+    for label, plan in plans.items():
+        members, store = plan.members(), Store(plan.folder)
+        if all(map(plan.done, members)):
+            losses = torch.cat([plan.measured(family, "val") for family in plan.train_seeds])
+            seconds = sorted(store.info(member.name)["seconds"] for member in members)
             rows.append(
-                {"regime": label, "subsets": regime.subsets}
+                {"regime": label, "subsets": REGIMES[label].subsets}
                 | ceilings(losses)
-                | {"seconds per model": seconds}
+                | {"seconds per model": seconds[len(seconds) // 2]}
             )
     return pd.DataFrame(rows).round(1)
 
@@ -184,24 +165,16 @@ def main() -> None:
         help="processes, of one thread each; 0: train nothing, write the table",
     )
     workers, results = parser.parse_args().workers, Store.results("small")
-    for label, regime in REGIMES.items() if workers else ():
-        if f"data-{regime.n_train}" not in STORE:
-            train, labels, val = data(regime.n_train)
-            STORE.save(f"data-{regime.n_train}", {"train": train, "labels": labels, "val": val})
-        fanout.run(
-            retrain,
-            tasks(label),
-            done=lambda task: name(task) in STORE,
-            workers=workers,
-            label=label,
-        )
+    plans = {label: prepare(label) for label in REGIMES}
+    for plan in plans.values() if workers else ():
+        plan.run(workers=workers)
     results.delete("regime")
     results.save(
         "regime",
-        table(),
+        table(plans),
         parameters={"seeds": SEEDS, "queries": QUERIES, "noise_seeds": len(NOISE_SEEDS)},
     )
-    print(table().T.to_string())
+    print(table(plans).T.to_string())
 
 
 if __name__ == "__main__":

@@ -12,8 +12,15 @@ class InputError(ValueError):
 
 
 def check_images(images: Tensor, name: str) -> None:
-    """Raise InputError unless `images` is a float `[image, chan, row, col]` tensor, finite and in
-    [-1, 1]."""
+    """Check that images are a float `[image, chan, row, col]` tensor, finite and in [-1, 1].
+
+    Args:
+        images: the argument to check.
+        name: what the caller calls it.
+
+    Raises:
+        InputError: if they are not.
+    """
     if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point():
         kind = (
             f"{tuple(images.shape)} {images.dtype}"
@@ -34,8 +41,15 @@ def check_images(images: Tensor, name: str) -> None:
 
 
 def check_same_shape(queries: Tensor, train: Tensor) -> None:
-    """Raise InputError unless both are valid images of one shape `[chan, row, col]`, dtype and
-    device."""
+    """Check that both are valid images of one shape `[chan, row, col]`, dtype and device.
+
+    Args:
+        queries: images.
+        train: images.
+
+    Raises:
+        InputError: if they are not.
+    """
     check_images(queries, "queries")
     check_images(train, "train")
     if queries.shape[1:] != train.shape[1:]:
@@ -51,13 +65,30 @@ def check_same_shape(queries: Tensor, train: Tensor) -> None:
 
 
 def check_timestep(timestep: int) -> None:
-    """Raise InputError unless `timestep` is an integer in 0…999."""
+    """Check that a timestep is an integer in 0…999.
+
+    Args:
+        timestep: the argument to check.
+
+    Raises:
+        InputError: if it is not.
+    """
     if isinstance(timestep, bool) or not isinstance(timestep, int) or not 0 <= timestep < 1000:
         raise InputError(f"timestep must be an integer in 0…999, not {timestep!r}")
 
 
 def pick_device(name: str) -> torch.device:
-    """`"auto"` is CUDA, else MPS, else the CPU; any other name is checked to be usable here."""
+    """The device of a name.
+
+    Args:
+        name: `"auto"` is CUDA, else MPS, else the CPU; any other name is checked to be usable here.
+
+    Returns:
+        The device.
+
+    Raises:
+        InputError: if it cannot be used.
+    """
     if name == "auto":
         name = (
             "cuda"
@@ -76,19 +107,44 @@ def pick_device(name: str) -> torch.device:
 
 
 def check_positive(name: str, value: int) -> None:
-    """Raise InputError unless `value` is an integer of at least 1."""
+    """Check that a number is an integer of at least 1.
+
+    Args:
+        name: what the caller calls it.
+        value: the argument to check.
+
+    Raises:
+        InputError: if it is not.
+    """
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise InputError(f"{name} must be a positive integer, not {value!r}")
 
 
 def check_choice(name: str, choice: str, allowed: Collection[str]) -> None:
-    """Raise InputError unless the argument called `name` is one of `allowed`."""
+    """Check that a choice is one of those that there are.
+
+    Args:
+        name: what the caller calls it.
+        choice: the argument to check.
+        allowed: all that it may be.
+
+    Raises:
+        InputError: if it is none of them.
+    """
     if choice not in allowed:
         raise InputError(f"{name} must be one of {', '.join(map(repr, allowed))}, not {choice!r}")
 
 
 def check_draws(timesteps: Sequence[int], **counts: int) -> None:
-    """Raise InputError unless there are timesteps, all in 0…999, and every count is at least 1."""
+    """Check that there are timesteps, all in 0…999, and that every count is at least 1.
+
+    Args:
+        timesteps: the argument to check.
+        counts: numbers by what the caller calls them.
+
+    Raises:
+        InputError: if not.
+    """
     if not timesteps:
         raise InputError("timesteps must name at least one of 0…999")
     for timestep in timesteps:

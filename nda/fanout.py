@@ -27,9 +27,23 @@ def run(
     each.
 
     A function writes its own result; `done` looks for it, so the same call resumes a killed run and
-    loses at most the tasks in hand. When a worker process is killed, the tasks that are still
-    missing are started again, up to `retries` times. Returns how many tasks ran. `backend="dask"`
-    sends the tasks to the current dask cluster.
+    loses at most the tasks in hand.
+
+    Args:
+        function: does a task.
+        tasks: all of them.
+        done: whether a task's result is there.
+        workers: processes.
+        label: of the progress bar.
+        backend: of joblib; `"dask"` sends the tasks to the current dask cluster.
+        retries: how often the tasks that are still missing are started again after a worker process
+            was killed.
+
+    Returns:
+        How many tasks ran.
+
+    Raises:
+        TerminatedWorkerError: when workers are killed more often than that.
     """
     todo = [task for task in tasks if not done(task)]
     total, asked = len(todo), os.getpid() if backend == "loky" else 0
@@ -59,7 +73,11 @@ def run(
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Inside, torch uses one thread: the same bits whatever the machine's number of cores, and no
-    crowd when workers share them."""
+    crowd when workers share them.
+
+    Yields:
+        Nothing.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -31,10 +31,10 @@ def shared(name: str) -> Path:
     """What comes with the module, installed or in the repository, wherever `NDA_HOME` points.
 
     Args:
-        name: "notebooks" (with their profiles) or "results".
+        name: `"notebooks"`, with their profiles, or `"results"`.
 
     Returns:
-        Its folder.
+        The folder.
     """
     installed = PACKAGE / "shared" / name
     return installed if installed.is_dir() else REPOSITORY / SHARED[name]

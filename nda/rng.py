@@ -9,8 +9,17 @@ import torch
 
 
 def seed(*names: str | int) -> int:
-    """A 63-bit seed hashed from names such as `("subset", 17)`; distinct names give unrelated
-    seeds."""
+    """A seed hashed from names such as `("subset", 17)`; distinct names give unrelated seeds.
+
+    Args:
+        names: strings and integers.
+
+    Returns:
+        63 bits.
+
+    Raises:
+        TypeError: for names of another type.
+    """
     for name in names:
         if isinstance(name, bool) or not isinstance(name, str | int):
             raise TypeError(f"names must be strings and integers, not {name!r}")
@@ -18,15 +27,29 @@ def seed(*names: str | int) -> int:
 
 
 def generator(*names: str | int) -> torch.Generator:
-    """A CPU generator seeded by its names; draws made with it are moved to the device afterwards,
-    so they are the same everywhere."""
+    """A generator seeded by its names.
+
+    Args:
+        names: as of `seed`.
+
+    Returns:
+        A generator on the CPU; draws made with it are moved to the device afterwards, so they are
+        the same everywhere.
+    """
     return torch.Generator().manual_seed(seed(*names))
 
 
 @contextmanager
 def seeded(*names: str | int) -> Iterator[None]:
     """For libraries that only know the global random state (weight initialisation, dropout): seed
-    it inside, restore it after."""
+    it inside, restore it after.
+
+    Args:
+        names: as of `seed`.
+
+    Yields:
+        Nothing.
+    """
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed(*names))
         yield

@@ -13,19 +13,39 @@ ALPHA_BAR = torch.cumprod(1 - BETAS, 0)
 
 
 def alpha_bar(timestep: int) -> float:
-    """ᾱ_t, the share of the signal's variance that is left at `timestep` (0…999; anything else is
-    an InputError)."""
+    """ᾱ_t, the share of the signal's variance that is left at a timestep.
+
+    Args:
+        timestep: 0…999; anything else is an InputError.
+
+    Returns:
+        ᾱ_t.
+    """
     check_timestep(timestep)
     return ALPHA_BAR[timestep].item()
 
 
 def signal(timestep: int) -> float:
-    """√ᾱ_t, the factor on the clean image."""
+    """√ᾱ_t, the factor on the clean image.
+
+    Args:
+        timestep: 0…999.
+
+    Returns:
+        √ᾱ_t.
+    """
     return alpha_bar(timestep) ** 0.5
 
 
 def sigma(timestep: int) -> float:
-    """√(1-ᾱ_t), the standard deviation of the noise."""
+    """√(1-ᾱ_t), the standard deviation of the noise.
+
+    Args:
+        timestep: 0…999.
+
+    Returns:
+        √(1-ᾱ_t).
+    """
     return (1 - alpha_bar(timestep)) ** 0.5
 
 
@@ -34,6 +54,15 @@ def add_noise(
     timesteps: Int[Tensor, "image"],
     noise: Float[Tensor, "image chan row col"],
 ) -> Float[Tensor, "image chan row col"]:
-    """x_t = √ᾱ_t x + √(1-ᾱ_t) ε, one timestep per image; pixels in [-1, 1] (DDPM, Eq. 4)."""
+    """x_t = √ᾱ_t x + √(1-ᾱ_t) ε, one timestep per image (DDPM, Eq. 4).
+
+    Args:
+        clean: x, pixels in [-1, 1].
+        timesteps: each in 0…999.
+        noise: ε.
+
+    Returns:
+        x_t.
+    """
     left = ALPHA_BAR.to(clean)[timesteps][:, None, None, None]  # [image, 1, 1, 1]
     return left.sqrt() * clean + (1 - left).sqrt() * noise

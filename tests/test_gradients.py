@@ -1,4 +1,4 @@
-"""Per-example gradients against loops of autograd and finite differences; features on disk."""
+"""Per-example gradients against loops of autograd and finite differences."""
 
 import copy
 import math
@@ -14,10 +14,9 @@ from nda.errors import InputError
 from nda.model.outputs import OUTPUTS, uniform_timesteps
 from nda.model.unet import Recipe
 from nda.rivals import gradients
-from nda.rivals.gradients import Readout, features, save_features
+from nda.rivals.gradients import Readout, features
 from nda.rivals.projection import Projection
 from nda.schedule import BETAS, sigma, signal
-from nda.store import Store
 
 UNET = {
     "block_out_channels": [8, 8],
@@ -275,92 +274,6 @@ def test_uniform_timesteps():
     )
 
 
-def test_blocks_are_the_features(tmp_path):
-    for block, names in ((2, 3), (5, 1), (100, 1)):
-        blocks = save_features(
-            NET,
-            IMAGES,
-            READOUT,
-            store=Store(tmp_path / str(block)),
-            name="features/loss",
-            block=block,
-        )
-        assert len(blocks) == names == len(blocks.store.names())
-        torch.testing.assert_close(torch.cat(list(blocks)), features(NET, IMAGES, READOUT))
-    blocks.delete()
-    assert not blocks.store.names()
-
-
-def payloads(store: Store) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(store.folder.rglob("*.safetensors"))}
-
-
-def test_interrupted_run_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
-    def run(store: Store) -> gradients.Blocks:
-        return save_features(
-            NET,
-            IMAGES,
-            READOUT,
-            store=store,
-            name="features/loss",
-            block=2,
-            projection=Projection(8),
-        )
-
-    whole, broken, made = Store(tmp_path / "whole"), Store(tmp_path / "broken"), []
-    run(whole)
-    stream = gradients._stream
-
-    def failing(*arguments):
-        made.append(arguments)
-        for number, part in enumerate(stream(*arguments)):
-            if len(made) == 2 and number == 0:
-                raise KeyboardInterrupt
-            yield part
-
-    monkeypatch.setattr(gradients, "_stream", failing)
-    with pytest.raises(KeyboardInterrupt):
-        run(broken)
-    assert broken.names() == ["features/loss/0000"]
-    run(broken)
-    assert (
-        len(made) == 4 and payloads(broken) == payloads(whole) and len(payloads(whole)) == 3
-    )  # two blocks were left to do
-    run(broken)
-    assert len(made) == 4
-
-
-@pytest.mark.parametrize(
-    "changed", ["weights", "images", "readout", "projection", "block", "inputs"]
-)
-def test_another_run_under_the_same_name_starts_anew(tmp_path, changed):
-    model = copy.deepcopy(NET)
-    settings = {
-        "store": Store(tmp_path),
-        "name": "loss",
-        "block": 3,
-        "projection": Projection(8),
-        "inputs": {"train": "a"},
-    }
-    images, r = IMAGES.clone(), READOUT
-    save_features(model, images, r, **settings)
-    if changed == "weights":
-        model.up_a.bias.data += 1
-    elif changed == "images":
-        images[0] *= 0.5
-    elif changed == "readout":
-        r = replace(r, noise_seed=1)
-    else:
-        settings[changed] = {
-            "projection": Projection(8, seed=1),
-            "block": 4,
-            "inputs": {"train": "b"},
-        }[changed]
-    found = torch.cat(list(save_features(model, images, r, **settings)))
-    torch.testing.assert_close(found, features(model, images, r, projection=settings["projection"]))
-    assert Store(tmp_path).info("loss/0000")["inputs"] == settings["inputs"]
-
-
 def broken_net() -> Net:
     model = net()
     model.up_a.bias.data[0] = float("nan")
@@ -393,10 +306,6 @@ def broken_net() -> Net:
         ),
         (lambda: features(NET, IMAGES, READOUT, batch=0), "batch must be a positive integer"),
         (lambda: features(broken_net(), IMAGES, READOUT), "gradients of images 0… are NaN"),
-        (
-            lambda: save_features(NET, IMAGES, READOUT, store=Store("x"), name="x", block=0),
-            "block must be a positive integer",
-        ),
     ],
 )
 def test_bad_input(wrong, reason):

@@ -17,8 +17,9 @@ from nda.data import images
 from nda.data.subsets import keep_masks
 from nda.errors import InputError
 from nda.evidence.retrain import Member, Plan
+from nda.evidence.truth import AXES, Truth, check_results
 from nda.model import outputs, training, unet
-from nda.store import Store
+from nda.store import Store, digest_json
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RECIPE = unet.Recipe.parse({"unet": UNET, "epochs": 8, "batch": 4, "lr": 1e-3})
@@ -79,9 +80,8 @@ def test_losses_are_ordered_by_subset_then_seed(whole):
         whole.losses("report", "val", 3)
     assert losses.shape == (3, 2, 4, 2) and whole.losses("report", "gen", 2).shape == (3, 2, 3, 2)
     for member in whole.members():
-        assert torch.equal(
-            losses[member.subset, member.train_seed], Store(whole.folder).load(member.name)["val"]
-        )
+        kept = Store(whole.folder).load(member.name)["val"]  # [noise, query, timestep]
+        assert torch.equal(losses[member.subset, member.train_seed], kept[0])
     assert len(losses[:, :, 0, 0].unique()) == 6
 
 
@@ -236,6 +236,62 @@ def test_changed_settings_or_inputs_make_members_stale(tmp_path, monkeypatch, ch
     assert len(ran) == 6
     plan.retrain(member)  # replaces what is stale
     assert plan.done(member)
+
+
+# ---- any masks, any recipe
+
+OTHER = unet.Recipe.parse({"unet": UNET, "epochs": 2, "batch": 4, "lr": 1e-3})
+
+
+@pytest.fixture
+def removals(tmp_path) -> Plan:
+    """All images but one, and but two, without a full model; two noises and one kind of queries."""
+    prepare(tmp_path)
+    store = Store(tmp_path)
+    store.delete("model")
+    masks = torch.ones(2, 12, dtype=torch.bool)
+    masks[0, 3] = masks[1, 5] = masks[1, 7] = False
+    store.save("masks/single", masks, axes="subset train")
+    seeds = {"single": [4], "report": [1]}
+    return Plan(tmp_path, seeds, [100, 500], [0, 3], "cpu", which=("val",), recipe=asdict(OTHER))
+
+
+def test_any_masks_are_retrained_on_with_a_recipe_of_their_own(removals):
+    assert [m.name for m in removals.members()][:2] == [
+        "members/single-000-4",
+        "members/single-001-4",
+    ]
+    assert removals.run(workers=1) == 5
+    store = Store(removals.folder)
+    measured = removals.measured("single", "val")
+    assert measured.shape == (2, 1, 2, 4, 2)
+    keep = store.load("masks/single")[1]
+    model, _ = train(store.load("train"), OTHER, keep=keep, train_seed=4)
+    for noise, seed in enumerate([0, 3]):
+        expected = outputs.denoising_losses(
+            model, store.load("val"), timesteps=[100, 500], noise_seeds=[seed]
+        )
+        assert torch.equal(measured[1, 0, noise], expected)
+    torch.testing.assert_close(removals.losses("single", "val", 1)[..., 0], measured.mean((2, 4)))
+    assert not torch.equal(measured[0], measured[1])
+    assert store.info("members/single-000-4")["notes"]["precision"] == "float32"
+
+
+def test_the_recipe_is_among_the_inputs_of_members_and_losses(whole, tmp_path):
+    store, member = Store(whole.folder), whole.members()[0]
+    recipe = {"recipe": digest_json(asdict(RECIPE))}
+    inputs = store.sha256("train", "val", "gen", "masks/report") | recipe
+    assert store.info(member.name)["inputs"] == inputs
+    results = Store(tmp_path)
+    results.save("masks/report", store.load("masks/report"), axes="subset train")
+    made = whole.record("report", "val", results)
+    assert made["inputs"] == results.sha256("masks/report") | store.sha256("train", "val") | recipe
+    assert made["parameters"] == {"timesteps": [100, 500], "noise_seeds": [0], "seeds": [0, 1]}
+    took = sum(store.info(m.name)["seconds"] for m in whole.members())
+    assert made["seconds"] == pytest.approx(took)
+    results.save("losses/report-val", whole.losses("report", "val", 2), axes=AXES, **made)
+    check_results(results)
+    assert Truth.load(results, "report", "val", "all").losses.shape == (3, 2, 4, 2)
 
 
 def test_family_without_seeds(whole):

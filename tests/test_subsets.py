@@ -76,3 +76,9 @@ def test_families_share_no_mask():
 def test_bad_input(labels, n_subsets, settings, reason):
     with pytest.raises(InputError, match=reason):
         keep_masks(labels, n_subsets, **settings)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_class_whose_share_is_whole_gets_no_more(seed):
+    labels = torch.tensor([0, 0, 1, 2])
+    assert (labels[stratified(labels, 2, "whole", seed)] == 0).sum() == 1

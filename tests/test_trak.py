@@ -11,13 +11,11 @@ from trak.score_computers import BasicScoreComputer
 
 from nda import rng
 from nda.errors import InputError
-from nda.evidence import tuning
 from nda.model import sampling, unet
 from nda.rivals import das, kernel, trak
-from nda.rivals.gradients import Readout, features, save_features
-from nda.rivals.kernel import Kernel, gram, norms
+from nda.rivals.gradients import Readout, features
+from nda.rivals.kernel import DAMPINGS, Kernel, damping_path, gram, norms
 from nda.schedule import add_noise
-from nda.store import Store
 
 DAMPING = 0.03
 
@@ -102,15 +100,20 @@ def test_path_decomposes_once(monkeypatch):
     _, _, kernel, cross, _ = problem(12)
     calls, eigh = [], torch.linalg.eigh
     monkeypatch.setattr(torch.linalg, "eigh", lambda a: calls.append(1) or eigh(a))
-    path = dict(tuning.damping_path(trak.relative_if_scores, cross, kernel))
+    path = damping_path(trak.relative_if_scores, cross, kernel)
     assert (
-        tuple(path) == tuning.DAMPINGS
+        tuple(path) == DAMPINGS
         and min(path) == pytest.approx(1e-5)
         and max(path) == pytest.approx(1e3)
     )
     again = dict(
-        tuning.damping_path(
-            das.das_scores, cross, kernel, torch.ones(9), dampings=(0.1,), mode="das1_squared"
+        damping_path(
+            das.das_released_scores,
+            cross,
+            kernel,
+            torch.ones(9),
+            dampings=(0.1,),
+            mode="das1_squared",
         )
     )
     assert len(calls) == 1
@@ -155,11 +158,11 @@ def test_an_image_without_a_gradient_scores_zero():
 
 
 @pytest.mark.parametrize("size", [1, 4, 9])
-def test_gram_of_any_blocks_and_slices(monkeypatch, size):
+def test_gram_of_any_slices(monkeypatch, size):
     phi, psi, *_ = problem(13)
     monkeypatch.setattr(kernel, "SLICE", size)
     for dtype, close in ((torch.float64, {}), (torch.float32, {"rtol": 1e-6, "atol": 1e-6})):
-        a, b = list(phi.to(dtype).split(size)), list(psi.to(dtype).split(2))
+        a, b = phi.to(dtype), psi.to(dtype)
         torch.testing.assert_close(gram(a), phi @ phi.T, **close)
         torch.testing.assert_close(gram(b, a), psi @ phi.T, **close)
         torch.testing.assert_close(norms(a), phi.norm(dim=1), **close)
@@ -177,15 +180,15 @@ def test_das_on_two_examples_by_hand():
     phi, psi = torch.tensor([[1.0], [2.0]]), torch.tensor([[3.0]])
     kernel, cross, damping = Kernel(gram(phi)), gram(psi, phi), 0.4
     residuals = torch.tensor([[1.0], [2.0]])
-    paper = das.das_paper_scores([cross], [kernel], residuals, damping=damping)
+    paper = das.das_scores([cross], [kernel], residuals, damping=damping)
     assert paper.tolist() == [
         pytest.approx([(1 / 2 * 1 / (5 / 6)) ** 2, (1 * 2 / (2 / 6)) ** 2])
     ]  # 0.36 and 36
-    signed = das.das_paper_scores(
+    signed = das.das_scores(
         [-cross, cross], [kernel, kernel], residuals.repeat(1, 2), damping=damping, squared=False
     )
     assert signed.abs().max() < 1e-12  # the mean over timesteps of opposite changes
-    both = das.das_paper_scores(
+    both = das.das_scores(
         [cross, cross], [kernel, kernel], torch.tensor([[1.0, 3.0], [2.0, 0.0]]), damping=damping
     )
     assert both.tolist() == [pytest.approx([0.36 * (1 + 9) / 2, 36 / 2])]
@@ -202,9 +205,9 @@ def test_das_on_two_examples_by_hand():
         "das0_squared": [(a * 3 / 36 * (6 / 5) ** 2) ** 2, (b * 6 / 36 * 3**2) ** 2],
     }
     for mode, values in expected.items():
-        assert das.das_scores(cross, kernel, residual, damping=damping, mode=mode).tolist() == [
-            pytest.approx(values)
-        ]
+        assert das.das_released_scores(
+            cross, kernel, residual, damping=damping, mode=mode
+        ).tolist() == [pytest.approx(values)]
 
 
 def test_das_of_the_paper_is_exact_for_ridge_regression():
@@ -222,10 +225,10 @@ def test_das_of_the_paper_is_exact_for_ridge_regression():
     )  # [query, train]
     residuals = (y - phi @ theta)[:, None]
     torch.testing.assert_close(
-        das.das_paper_scores([cross], [kernel], residuals, damping=DAMPING, squared=False), changes
+        das.das_scores([cross], [kernel], residuals, damping=DAMPING, squared=False), changes
     )
     torch.testing.assert_close(
-        das.das_paper_scores([cross], [kernel], residuals, damping=DAMPING), changes**2
+        das.das_scores([cross], [kernel], residuals, damping=DAMPING), changes**2
     )
 
 
@@ -305,18 +308,10 @@ def test_removing_a_duplicated_image_raises_its_loss_as_predicted():
         trak.trak_scores(cross, kernel, damping=0.1),
         trak.relative_if_scores(cross, kernel, damping=0.1),
         trak.renormalised_if_scores(cross, kernel, damping=0.1),
-        das.das_scores(cross, kernel, das.das_residual(errors), damping=0.1),
-        das.das_paper_scores([cross], [kernel], errors.sqrt(), damping=0.1),
+        das.das_released_scores(cross, kernel, das.das_residual(errors), damping=0.1),
+        das.das_scores([cross], [kernel], errors.sqrt(), damping=0.1),
     ):
         assert scores[0, 1] > 0 and scores[0, :2].min() == pytest.approx(scores.max().item())
-
-
-def test_kernel_from_blocks_on_disk(tmp_path):
-    images = 2 * torch.rand(6, 1, 2, 3, generator=rng.generator("disk")) - 1
-    model, r = Linear(torch.eye(6, 7)), Readout(timesteps=(100, 500))
-    blocks = save_features(model, images, r, store=Store(tmp_path), name="features/train", block=4)
-    torch.testing.assert_close(gram(blocks), gram(features(model, images, r)))
-    torch.testing.assert_close(norms(blocks), gram(blocks).diagonal().sqrt())
 
 
 UNET = {
@@ -384,28 +379,28 @@ NAN = torch.full((9, 5), torch.nan)
         (lambda: trak.trak_scores(CROSS, KERNEL, damping=0), "damping must be positive"),
         (lambda: trak.relative_if_scores(CROSS, KERNEL, damping=-1), "damping must be positive"),
         (
-            lambda: das.das_scores(CROSS, KERNEL, torch.ones(9), damping=float("nan")),
+            lambda: das.das_released_scores(CROSS, KERNEL, torch.ones(9), damping=float("nan")),
             "damping must be positive",
         ),
         (
-            lambda: das.das_scores(CROSS, KERNEL, torch.ones(9), damping=1, mode="das"),
+            lambda: das.das_released_scores(CROSS, KERNEL, torch.ones(9), damping=1, mode="das"),
             "mode must be",
         ),
         (
-            lambda: das.das_scores(CROSS, KERNEL, torch.ones(4), damping=1),
+            lambda: das.das_released_scores(CROSS, KERNEL, torch.ones(4), damping=1),
             r"residual must be \[train=9\]",
         ),
         (
-            lambda: das.das_scores(CROSS, KERNEL, NAN[:, 0], damping=1),
+            lambda: das.das_released_scores(CROSS, KERNEL, NAN[:, 0], damping=1),
             "residuals or errors have NaN",
         ),
         (lambda: das.das_residual(-torch.ones(9, 2)), "not negative"),
         (
-            lambda: das.das_paper_scores([CROSS], [KERNEL], torch.ones(9), damping=1),
+            lambda: das.das_scores([CROSS], [KERNEL], torch.ones(9), damping=1),
             r"residuals \(9,\) must be",
         ),
         (
-            lambda: das.das_paper_scores([CROSS, CROSS], [KERNEL], torch.ones(9, 1), damping=1),
+            lambda: das.das_scores([CROSS, CROSS], [KERNEL], torch.ones(9, 1), damping=1),
             "residuals",
         ),
         (lambda: trak.dot_scores([]), "crosses are empty"),

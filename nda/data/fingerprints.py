@@ -10,7 +10,14 @@ from nda.errors import InputError
 
 def fingerprints(pixels: Float[Tensor, "image chan row col"]) -> Float[Tensor, "image 32"]:
     """32 random projections of every image, the same on every machine: enough to find an image
-    again, too few to see it."""
+    again, too few to see it.
+
+    Args:
+        pixels: the images.
+
+    Returns:
+        The projections.
+    """
     flat = pixels.flatten(1).double()
     directions = torch.randn(
         flat.shape[1],
@@ -27,8 +34,16 @@ def locate(
     """Positions in `pixels` of the images with these fingerprints, though stored with small errors,
     such as those of JPEG.
 
-    Raises InputError if an image is not there: nothing in `pixels` is nearer to it than a quarter
-    of the usual distance of two images.
+    Args:
+        pixels: the images to look through.
+        prints: fingerprints of the wanted ones.
+
+    Returns:
+        A position for each fingerprint.
+
+    Raises:
+        InputError: if an image is not there: nothing in `pixels` is nearer to it than a quarter of
+            the usual distance of two images.
     """
     distances = torch.cdist(prints.double(), fingerprints(pixels).double())
     nearest, found = distances.min(1)

@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from nda.data.pixels import Images, _finish, resize
+from nda.data.pixels import Images, resize
 from nda.errors import InputError
 from nda.places import cache
 
@@ -22,8 +22,17 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 
 
 def unpack(place: Path) -> Path:
-    """The folder itself, or the folder into which a `.tar`, `.tar.gz` or `.tar.xz` of images is
-    unpacked, once."""
+    """A folder of what may be an archive, which is unpacked once.
+
+    Args:
+        place: a folder, or a `.tar`, `.tar.gz` or `.tar.xz` of images.
+
+    Returns:
+        The folder itself, or one in the cache folder.
+
+    Raises:
+        InputError: if it is neither, or cannot be unpacked.
+    """
     if place.is_dir():
         return place
     if not tarfile.is_tarfile(place):
@@ -51,29 +60,24 @@ def unpack(place: Path) -> Path:
     return target
 
 
-def _folder(place: Path, split: str, size: int) -> Images:
+def read_folder(place: Path, split: str, size: int) -> Images:
     """An image folder or an archive of one: class = first folder below the split; files straight in
-    it, with none, are one class."""
-    folder = unpack(place)
-    inside = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
-    if len(inside) == 1 and inside[0].is_dir() and not {"train", "test"} & {inside[0].name}:
-        inner = {entry.name for entry in inside[0].iterdir() if entry.is_dir()}
-        if {"train", "test"} & inner or (inner and folder != place):
-            folder = inside[0]  # an archive's single top folder
-    divided = (folder / "train").is_dir() and (folder / "test").is_dir()
-    if divided:
-        splits = {name: _by_class(folder / name) for name in ("train", "test")}
-        by_class, classes = (
-            splits[split],
-            tuple(sorted(splits["train"] | splits["test"])),
-        )  # a label is one class in both splits
-    else:
-        found = _by_class(folder)
-        by_class = {
-            name: [p for i, p in enumerate(paths) if (i % 10 == 9) == (split == "test")]
-            for name, paths in found.items()
-        }
-        classes = tuple(sorted(found))
+    it, with none, are one class.
+
+    Args:
+        place: the folder or archive. One with `train/` and `test/` is used as it says; in any
+            other, every tenth file of a class is `test`.
+        split: `"train"` or `"test"`.
+        size: side of the images in pixels.
+
+    Returns:
+        The images, sorted by class and path. Files that cannot be read are skipped, with a warning.
+
+    Raises:
+        InputError: if there is no readable image.
+    """
+    folder = _top(place)
+    by_class, classes = _files(folder, split)
     pixels, labels, skipped = [], [], []
     todo = [(path, label) for label, name in enumerate(classes) for path in by_class.get(name, [])]
     for path, label in tqdm(todo, desc=f"reading {split} images", delay=2):
@@ -90,18 +94,36 @@ def _folder(place: Path, split: str, size: int) -> Images:
             f"{folder} has no readable {split} images (PNG, JPEG or WebP); point to a folder that"
             " has some"
         )
-    return _finish(
-        torch.stack(pixels),
-        torch.tensor(labels),
-        classes,
-        f"image folder {place.resolve().name}",
-        tuple(skipped),
-    )
+    origin = f"image folder {place.resolve().name}"
+    return Images(torch.stack(pixels), torch.tensor(labels), classes, origin, tuple(skipped))
+
+
+def _top(place: Path) -> Path:
+    """The folder that holds the classes or the splits: an archive has one folder more."""
+    folder = unpack(place)
+    inside = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+    if len(inside) == 1 and inside[0].is_dir() and inside[0].name not in ("train", "test"):
+        inner = {entry.name for entry in inside[0].iterdir() if entry.is_dir()}
+        if {"train", "test"} & inner or (inner and folder != place):
+            return inside[0]
+    return folder
+
+
+def _files(folder: Path, split: str) -> tuple[dict[str, list[Path]], tuple[str, ...]]:
+    """The split's files by class, and all classes: a label is one class in both splits."""
+    if (folder / "train").is_dir() and (folder / "test").is_dir():
+        splits = {name: _by_class(folder / name) for name in ("train", "test")}
+        return splits[split], tuple(sorted(splits["train"] | splits["test"]))
+    found = _by_class(folder)
+    by_class = {
+        name: [p for i, p in enumerate(paths) if (i % 10 == 9) == (split == "test")]
+        for name, paths in found.items()
+    }
+    return by_class, tuple(sorted(found))
 
 
 def _by_class(base: Path) -> dict[str, list[Path]]:
-    """Image files below `base`, sorted, by their first folder; those straight in it are "unsorted",
-    hidden ones are left out."""
+    """Image files below `base` by their first folder; hidden ones are left out."""
     found: dict[str, list[Path]] = {}
     for path in sorted(base.rglob("*")):
         parts = path.relative_to(base).parts
@@ -111,8 +133,14 @@ def _by_class(base: Path) -> dict[str, list[Path]]:
 
 
 def read(path: Path) -> np.ndarray:
-    """One image file as 8-bit RGB `[row, col, 3]`: EXIF rotation applied, transparency laid over
-    white."""
+    """One image file: EXIF rotation applied, transparency laid over white.
+
+    Args:
+        path: the file.
+
+    Returns:
+        8-bit RGB `[row, col, 3]`.
+    """
     with Image.open(path) as opened:
         image: Image.Image = ImageOps.exif_transpose(opened)
         if (

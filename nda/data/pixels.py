@@ -1,7 +1,7 @@
 """Images as tensors: what a data set is, and how pictures of any size become square ones."""
 
 import hashlib
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -9,28 +9,46 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
+from nda.errors import InputError
 
-class Images(NamedTuple):
-    """A data set: pixels in [-1, 1], integer labels, class names, the sha256 of the pixels and
-    where they came from."""
+
+@dataclass(frozen=True)
+class Images:
+    """A data set: pixels in [-1, 1], integer labels that count in `classes`, and the origin, where
+    they came from. `skipped` are files that could not be read."""
 
     pixels: Float[Tensor, "image chan row col"]
     labels: Int[Tensor, "image"]
     classes: tuple[str, ...]
-    sha256: str
     origin: str
-    skipped: tuple[str, ...] = ()  # files that could not be read
+    skipped: tuple[str, ...] = ()
 
+    @property
+    def sha256(self) -> str:
+        """Of the pixels."""
+        return hashlib.sha256(self.pixels.contiguous().numpy().tobytes()).hexdigest()
 
-def _finish(
-    pixels: Tensor,
-    labels: Tensor,
-    classes: tuple[str, ...],
-    origin: str,
-    skipped: tuple[str, ...] = (),
-) -> Images:
-    sha256 = hashlib.sha256(pixels.contiguous().numpy().tobytes()).hexdigest()
-    return Images(pixels, labels, classes, sha256, origin, skipped)
+    def only(self, *classes: str) -> "Images":
+        """The images of some classes.
+
+        Args:
+            classes: their names; labels count in the order given.
+
+        Returns:
+            Those images, in the order that they have here.
+
+        Raises:
+            InputError: if there is no such class.
+        """
+        if not set(classes) <= set(self.classes):
+            raise InputError(
+                f"{self.origin} has no classes called {' and '.join(classes)}; point NDA_DATA to"
+                " CIFAR-10's images"
+            )
+        old = [self.classes.index(name) for name in classes]
+        keep = torch.isin(self.labels, torch.tensor(old))
+        labels = torch.tensor([old.index(label) for label in self.labels[keep].tolist()])
+        return replace(self, pixels=self.pixels[keep], labels=labels, classes=classes)
 
 
 def resize(image: np.ndarray, size: int) -> Float[Tensor, "chan size size"]:
@@ -38,6 +56,13 @@ def resize(image: np.ndarray, size: int) -> Float[Tensor, "chan size size"]:
 
     A whole factor is exact average pooling; any other is Pillow's antialiased bilinear filter,
     whose integer arithmetic gives the same pixels on every machine.
+
+    Args:
+        image: 8-bit pixels.
+        size: side of the result in pixels.
+
+    Returns:
+        A square image.
     """
     side = min(image.shape[:2])
     top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2

@@ -14,8 +14,19 @@ def stratified(labels: Int[Tensor, "image"], count: int, *names: str | int) -> I
     """Sorted indices of `count` images in which every class has its share, drawn by the random
     names.
 
-    Shares are rounded down and what is left over goes to classes drawn at random, so that the count
-    is exact. Raises InputError if there are fewer images than asked for.
+    Shares are rounded down and what is left over goes to classes drawn at random among those that
+    were rounded, so that the count is exact.
+
+    Args:
+        labels: class of every image.
+        count: how many to draw.
+        names: of the randomness, see `nda.rng`.
+
+    Returns:
+        The indices.
+
+    Raises:
+        InputError: if there are fewer images than asked for.
     """
     if not 0 < count <= len(labels):
         raise InputError(
@@ -26,7 +37,8 @@ def stratified(labels: Int[Tensor, "image"], count: int, *names: str | int) -> I
     classes, sizes = labels.unique(return_counts=True)
     shares = sizes * count // len(labels)
     for extra in torch.randperm(len(classes), generator=source).tolist():
-        shares[extra] += min(1, count - int(shares.sum()))
+        if sizes[extra] * count % len(labels):
+            shares[extra] += min(1, count - int(shares.sum()))
     chosen = []
     for name, share in zip(classes, shares.tolist(), strict=True):
         members = (labels == name).nonzero()[:, 0]
@@ -39,10 +51,19 @@ def keep_masks(
 ) -> Bool[Tensor, "subset train"]:
     """Stratified random subsets, all of one size, True = kept (D-TRAK's protocol).
 
-    family: `"report"` subsets give the numbers that are reported, `"select"` subsets serve every
-    choice of a setting; they are drawn apart, and sharing a mask is as unlikely as repeating one.
-    Subset m is the same whatever `n_subsets` is. Raises InputError if a subset would be empty or
-    masks would repeat.
+    Args:
+        labels: class of every train image.
+        n_subsets: how many; subset m is the same whatever this is.
+        family: `"report"` subsets give the numbers that are reported, `"select"` subsets serve
+            every choice of a setting; they are drawn apart, and sharing a mask is as unlikely as
+            repeating one.
+        keep_fraction: share of the train images in a subset.
+
+    Returns:
+        The masks.
+
+    Raises:
+        InputError: if a subset would be empty or masks would repeat.
     """
     if family not in FAMILIES:
         raise InputError(f"family must be one of {', '.join(FAMILIES)}, not {family!r}")

@@ -1,23 +1,32 @@
-"""The ground truth, a task at a time: retrain on one subset with one seed, keep query losses."""
+"""The ground truth, a task at a time: retrain on what a mask keeps, with one seed, and keep the
+losses of the queries."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from time import perf_counter
+from typing import Any
 
 import torch
+from diffusers import UNet2DModel
 from jaxtyping import Float
 from torch import Tensor
 
 from nda import fanout
 from nda.errors import InputError, pick_device
 from nda.model import outputs, training, unet
-from nda.store import Store
+from nda.store import Store, digest_json
 
 
 @dataclass(frozen=True)
 class Member:
-    """One retrained model."""
+    """One retrained model.
+
+    Attributes:
+        family: the masks are `masks/<family>`, random halves or any others.
+        subset: the row of the masks that says what the model sees.
+        train_seed: its seed.
+    """
 
     family: str
     subset: int
@@ -31,18 +40,37 @@ class Member:
 
 @dataclass(frozen=True)
 class Plan:
-    """All retrainings of a profile. `folder` is its working store, with `train`, `val`, `gen`,
-    `masks/*` and `model`."""
+    """Retrainings on any masks: every row with every seed of its family.
+
+    Attributes:
+        folder: the working store, with `train`, the queries and `masks/<family>`; and `model`, if
+            the recipe is that of the full model.
+        train_seeds: of each family, in the order of training.
+        timesteps: at which losses are measured.
+        noise_seeds: of the losses.
+        device: where models are trained.
+        which: the queries whose losses are measured, by name.
+        recipe: how the models are made; default, like `model`.
+    """
 
     folder: Path
-    train_seeds: dict[str, Sequence[int]]  # of each family, in the order of training
+    train_seeds: Mapping[str, Sequence[int]]
     timesteps: Sequence[int]
     noise_seeds: Sequence[int]
     device: str = "auto"
+    which: Sequence[str] = ("val", "gen")
+    recipe: Mapping[str, Any] | None = None
 
     def members(self) -> list[Member]:
-        """Every task, by family and seed; the position in this list is the number that `python -m
-        nda retrain --task` takes."""
+        """Every task, by family and seed; the position in this list is the number that the command
+        takes as `--task`.
+
+        Returns:
+            The tasks.
+
+        Raises:
+            InputError: for a family without seeds, or if its masks are missing.
+        """
         if not all(self.train_seeds.values()):
             raise InputError(f"every family needs at least one train seed, not {self.train_seeds}")
         store = Store(self.folder)
@@ -54,91 +82,176 @@ class Plan:
             for m in range(subsets[f])
         ]
 
-    def settings(self, member: Member) -> tuple[dict, dict[str, str]]:
-        """The parameters and inputs that a member's result depends on; the recipe is that of the
-        full model."""
-        store = Store(self.folder)
+    def made_by(self) -> dict[str, Any]:
+        """How the models are made.
+
+        Returns:
+            The recipe, as a sidecar holds it.
+        """
+        recipe = self.recipe or Store(self.folder).info("model")["parameters"]["recipe"]
+        return asdict(unet.Recipe.parse(recipe))
+
+    def settings(self, member: Member) -> tuple[dict[str, Any], dict[str, str]]:
+        """What a member's result depends on.
+
+        Args:
+            member: the task.
+
+        Returns:
+            Its parameters and inputs.
+        """
+        store, recipe = Store(self.folder), self.made_by()
         parameters = {
-            "recipe": store.info("model")["parameters"]["recipe"],
+            "recipe": recipe,
             "timesteps": list(self.timesteps),
             "noise_seeds": list(self.noise_seeds),
         }
-        return asdict(member) | parameters, store.sha256(
-            "train", "val", "gen", f"masks/{member.family}"
-        )
+        inputs = store.sha256("train", *self.which, f"masks/{member.family}")
+        return asdict(member) | parameters, inputs | {"recipe": digest_json(recipe)}
 
     def done(self, member: Member) -> bool:
-        """Whether this member's losses are in the store, from the present settings and inputs."""
+        """Whether this member's losses are in the store, from the present settings and inputs.
+
+        Args:
+            member: the task.
+
+        Returns:
+            Whether there is nothing to do.
+        """
         return Store(self.folder).matches(member.name, *self.settings(member))
 
     def retrain(self, member: Member) -> None:
-        """Train on the member's subset; write its losses, `val` and `gen` `[query, timestep]`."""
-        started, store = perf_counter(), Store(self.folder)
+        """Train on what the mask keeps and write the losses `[noise, query, timestep]` of all
+        queries.
+
+        Args:
+            member: the task.
+        """
+        store, notes = Store(self.folder), dict[str, Any]()
         parameters, inputs = self.settings(member)
-        device = pick_device(self.device)
-        keep = store.load(f"masks/{member.family}")[member.subset]
-        recipe = unet.Recipe.parse(parameters["recipe"])
-        train = store.load("train").to(device)
-        state = f"{member.name}-state"
-        if not store.matches(state, parameters, inputs):
-            store.delete(state)
+        make = partial(self._losses, member, notes)
+        store.kept(member.name, make, parameters=parameters, inputs=inputs, notes=notes)
+        store.delete(f"{member.name}-state")
+
+    def _losses(self, member: Member, notes: dict[str, Any]) -> dict[str, Tensor]:
+        store, model = Store(self.folder), self._trained(member, notes)
+        measure = partial(outputs.denoising_losses, timesteps=self.timesteps)
+        found = {}
+        for which in self.which:
+            queries = store.load(which).to(pick_device(self.device))
+            each = [measure(model, queries, noise_seeds=[seed]) for seed in self.noise_seeds]
+            found[which] = torch.stack(each)
+        return found
+
+    def _trained(self, member: Member, notes: dict[str, Any]) -> UNet2DModel:
+        """The retrained model; on the way its state is saved, from which a killed run goes on."""
+        store, device = Store(self.folder), pick_device(self.device)
+        parameters, inputs = self.settings(member)
+        name = f"{member.name}-state"
+        if not store.matches(name, parameters, inputs):
+            store.delete(name)
+        train, recipe = store.load("train").to(device), unet.Recipe.parse(parameters["recipe"])
         for checkpoint in training.train(
             train,
             recipe,
-            keep=keep,
+            keep=store.load(f"masks/{member.family}")[member.subset],
             train_seed=member.train_seed,
-            state=store.load(state) if state in store else None,
+            state=store.load(name) if name in store else None,
         ):
             if checkpoint.share < 1:
-                store.save(state, checkpoint.state, parameters=parameters, inputs=inputs)
-        model = unet.load_model(checkpoint.weights, recipe, train.shape, device)
-        losses = {
-            queries: outputs.denoising_losses(
-                model,
-                store.load(queries).to(device),
-                timesteps=self.timesteps,
-                noise_seeds=self.noise_seeds,
-            )
-            for queries in ("val", "gen")
-        }
-        store.delete(member.name)
-        store.save(
-            member.name,
-            losses,
-            parameters=parameters,
-            inputs=inputs,
-            seconds=perf_counter() - started,
-            notes={"precision": checkpoint.precision},
-        )
-        store.delete(state)
+                store.save(name, checkpoint.state, parameters=parameters, inputs=inputs)
+        notes["precision"] = checkpoint.precision
+        return unet.load_model(checkpoint.weights, recipe, train.shape, device)
 
     def run(self, *, workers: int, task: int | None = None) -> int:
-        """Retrain all members that are not done, or just number `task`; returns how many were
-        trained."""
+        """Retrain all members that are not done, or one.
+
+        Args:
+            workers: processes of one thread each.
+            task: its number among `members`; default, all.
+
+        Returns:
+            How many were trained.
+
+        Raises:
+            InputError: if there is no such task.
+        """
         members = self.members()
         if task is not None and not 0 <= task < len(members):
             raise InputError(f"task must be in 0…{len(members) - 1}, not {task}")
         chosen = members if task is None else [members[task]]
         return fanout.run(self.retrain, chosen, done=self.done, workers=workers, label="retraining")
 
-    def losses(
-        self, family: str, queries: str, groups: int
-    ) -> Float[Tensor, "subset seed query group"]:
-        """The finished members' losses as one tensor: means over `groups` equal groups of
-        neighbouring timesteps."""
-        store, times = Store(self.folder), len(self.timesteps)
-        if groups < 1 or times % groups:
-            raise InputError(f"timestep_groups must divide the {times} timesteps, not {groups}")
-        members = [member for member in self.members() if member.family == family]
+    def measured(
+        self, family: str, which: str
+    ) -> Float[Tensor, "subset seed noise query timestep"]:
+        """The finished members' losses, as they were measured.
+
+        Args:
+            family: of the masks.
+            which: name of the queries.
+
+        Returns:
+            The losses.
+
+        Raises:
+            InputError: if some members are not done.
+        """
+        store, members = Store(self.folder), [m for m in self.members() if m.family == family]
         missing = [member.name for member in members if not self.done(member)]
         if missing:
             raise InputError(
                 f"{len(missing)} of {len(members)} {family} models are not trained yet,"
                 f" {missing[0]} first; run 03_subset_models"
             )
-        stacked = torch.stack([store.load(member.name)[queries] for member in members])
-        seeds = len(self.train_seeds[family])
-        stacked = stacked.unflatten(2, (groups, -1)).mean(3)
-        return (
-            stacked.unflatten(0, (seeds, -1)).movedim(0, 1).contiguous()
-        )  # members are ordered [seed, subset]
+        stacked = torch.stack([store.load(member.name)[which] for member in members])
+        seeds = len(self.train_seeds[family])  # members are ordered [seed, subset]
+        return stacked.unflatten(0, (seeds, -1)).movedim(0, 1)
+
+    def losses(
+        self, family: str, which: str, groups: int
+    ) -> Float[Tensor, "subset seed query group"]:
+        """The finished members' losses: means over noises and over equal groups of neighbouring
+        timesteps.
+
+        Args:
+            family: of the masks.
+            which: name of the queries.
+            groups: how many there are.
+
+        Returns:
+            The losses.
+
+        Raises:
+            InputError: if the timesteps are not as many equal groups, or some members are not done.
+        """
+        times = len(self.timesteps)
+        if groups < 1 or times % groups:
+            raise InputError(f"timestep_groups must divide the {times} timesteps, not {groups}")
+        measured = self.measured(family, which).mean(2)
+        return measured.unflatten(3, (groups, -1)).mean(4).contiguous()
+
+    def record(self, family: str, which: str, results: Store) -> dict[str, Any]:
+        """What is written beside a family's losses.
+
+        Args:
+            family: of the masks.
+            which: name of the queries.
+            results: the results store, with the same masks.
+
+        Returns:
+            Parameters, inputs and seconds for `Store.save`; seconds are those of all members, which
+            measure all queries.
+        """
+        store = Store(self.folder)
+        members = [member for member in self.members() if member.family == family]
+        inputs = store.sha256("train", which) | {"recipe": digest_json(self.made_by())}
+        return {
+            "parameters": {
+                "timesteps": list(self.timesteps),
+                "noise_seeds": list(self.noise_seeds),
+                "seeds": list(self.train_seeds[family]),
+            },
+            "inputs": results.used_as("results").sha256(f"masks/{family}") | inputs,
+            "seconds": sum(store.info(member.name)["seconds"] for member in members),
+        }

@@ -18,7 +18,7 @@ def postpone(package: str) -> None:
     modules can be imported meanwhile.
 
     Args:
-        package: Dotted name; if it is imported already, or is not there, nothing happens.
+        package: dotted name; if it is imported already, or is not there, nothing happens.
     """
     spec = None if package in sys.modules else find_spec(package)
     if spec is None or (loader := spec.loader) is None:

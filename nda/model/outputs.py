@@ -28,17 +28,17 @@ def denoising_losses(
     models. This is the model output whose changes the LDS predicts.
 
     Args:
-        model: Called as `model(noisy, timesteps).sample`; in eval mode, else dropout is on.
-        queries: Clean images in [-1, 1].
-        timesteps: Each in 0…999; the columns of the result.
-        noise_seeds: Names of the noise images that each loss is averaged over.
-        batch: Noisy images in one pass; changes nothing else.
+        model: called as `model(noisy, timesteps).sample`; in eval mode, else dropout is on.
+        queries: clean images in [-1, 1].
+        timesteps: each in 0…999; the columns of the result.
+        noise_seeds: names of the noise images that each loss is averaged over.
+        batch: noisy images in one pass; changes nothing else.
 
     Returns:
         Losses per pixel.
 
     Raises:
-        InputError: For images or timesteps out of range, or none of them.
+        InputError: for images or timesteps out of range, or none of them.
     """
     check_images(queries, "queries")
     for timestep in timesteps:
@@ -94,13 +94,13 @@ def uniform_timesteps(k: int) -> tuple[int, ...]:
     """`k` timesteps 0, 1000/k, 2·1000/k … (D-TRAK's "uniform").
 
     Args:
-        k: How many; must divide 1000.
+        k: how many; must divide 1000.
 
     Returns:
         The timesteps, rising.
 
     Raises:
-        InputError: If `k` is not positive or does not divide 1000.
+        InputError: if `k` is not positive or does not divide 1000.
     """
     check_positive("the number of timesteps", k)
     if TIMESTEPS % k:

@@ -17,7 +17,7 @@ def has_bfloat16(device: torch.device) -> bool:
     """Whether the device computes in bfloat16 and does not only imitate it.
 
     Args:
-        device: Where to train.
+        device: where to train.
 
     Returns:
         What the processor says; true for devices that cannot be asked, such as MPS.
@@ -35,8 +35,8 @@ def choose(bf16: bool, device: torch.device) -> str:
     """The numbers that training computes in; one line of the log says so.
 
     Args:
-        bf16: Whether the recipe asks for bfloat16 autocast.
-        device: Where to train.
+        bf16: whether the recipe asks for bfloat16 autocast.
+        device: where to train.
 
     Returns:
         `"bfloat16"` or `"float32"`.

@@ -22,17 +22,17 @@ def sample(
     with eta = 0.
 
     Args:
-        model: In eval mode, else dropout is on.
-        n: How many images.
-        noise_seed: Image i starts from noise named (`noise_seed`, i), whatever the batch.
-        steps: Of the sampler, 1…1000.
-        batch: Images in one pass.
+        model: in eval mode, else dropout is on.
+        n: how many images.
+        noise_seed: image i starts from noise named (`noise_seed`, i), whatever the batch.
+        steps: of the sampler, 1…1000.
+        batch: images in one pass.
 
     Returns:
         The images, on the model's device.
 
     Raises:
-        InputError: For less than one image, or a number of steps out of range.
+        InputError: for less than one image, or a number of steps out of range.
     """
     ends = []
     for noise in _starts(model, n, noise_seed, steps, batch):
@@ -53,17 +53,17 @@ def journey(
     as adapted by D-TRAK.
 
     Args:
-        model: As in `sample`.
-        n: As in `sample`.
-        noise_seed: As in `sample`.
-        steps: As in `sample`.
-        batch: As in `sample`.
+        model: as in `sample`.
+        n: as in `sample`.
+        noise_seed: as in `sample`.
+        steps: as in `sample`.
+        batch: as in `sample`.
 
     Returns:
         The images and the timesteps, in the order of sampling: 999 and less, to 0.
 
     Raises:
-        InputError: For less than one image, or a number of steps out of range.
+        InputError: for less than one image, or a number of steps out of range.
     """
     ways = [list(_way(model, x, steps)) for x in _starts(model, n, noise_seed, steps, batch)]
     clean = [torch.stack([clean for _, clean, _ in way], 1) for way in ways]

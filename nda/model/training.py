@@ -30,8 +30,8 @@ def visits(
 
     Args:
         shape: `[image, chan, row, col]` of the full train set.
-        train_seed: Seed of the training.
-        epoch: Number of the epoch.
+        train_seed: seed of the training.
+        epoch: number of the epoch.
 
     Returns:
         The order of the images, and every image's timestep, noise and whether it is flipped.
@@ -66,10 +66,10 @@ class Training:
     optimiser, step, losses.
 
     Args:
-        recipe: How the model is made.
-        images: Of the full train set, in [-1, 1].
-        keep: Which of them the model sees.
-        train_seed: Seed of weights, order, timesteps, noise and dropout.
+        recipe: how the model is made.
+        images: of the full train set, in [-1, 1].
+        keep: which of them the model sees.
+        train_seed: seed of weights, order, timesteps, noise and dropout.
     """
 
     def __init__(self, recipe: Recipe, images: Tensor, keep: Tensor, train_seed: int):
@@ -158,10 +158,10 @@ class Training:
         """Go on from a state.
 
         Args:
-            state: What `state` gave, of the same training.
+            state: what `state` gave, of the same training.
 
         Raises:
-            InputError: If it is the state of another training.
+            InputError: if it is the state of another training.
         """
         if "training" not in state or not torch.equal(state["training"], self._digest()):
             raise InputError(
@@ -184,7 +184,7 @@ class Training:
         """What there is to keep at this point.
 
         Args:
-            share: Of the training that is done.
+            share: of the training that is done.
 
         Returns:
             Copies, which further training does not change.
@@ -218,18 +218,18 @@ def train(
     was killed goes on from the state of any of them, to the same bytes. Source: DDPM, Algorithm 1.
 
     Args:
-        images: The full train set, in [-1, 1]. The model is trained on its device.
-        recipe: How the model is made.
-        keep: Which images the model sees; default all.
-        train_seed: Seed of weights, order, timesteps, noise and dropout.
-        state: Of a former checkpoint of the same training; default: start at the beginning.
+        images: the full train set, in [-1, 1]. The model is trained on its device.
+        recipe: how the model is made.
+        keep: which images the model sees; default all.
+        train_seed: seed of weights, order, timesteps, noise and dropout.
+        state: of a former checkpoint of the same training; default: start at the beginning.
 
     Returns:
         An iterator over the checkpoints at `recipe.checkpoints` that are still to come. The last
         one, of share 1, is the trained model.
 
     Raises:
-        InputError: For images or a mask that cannot be used, or the state of another training.
+        InputError: for images or a mask that cannot be used, or the state of another training.
     """
     check_images(images, "images")
     keep = torch.ones(len(images), dtype=torch.bool) if keep is None else keep.cpu()

@@ -57,7 +57,17 @@ class Recipe:
 
     @classmethod
     def parse(cls, settings: Mapping[str, Any]) -> "Recipe":
-        """From a profile's mapping; an unknown name or a value out of range is an InputError."""
+        """From a profile's mapping.
+
+        Args:
+            settings: fields of this class.
+
+        Returns:
+            The recipe.
+
+        Raises:
+            InputError: for an unknown name, or a value of another type or out of range.
+        """
         if unknown := sorted(settings.keys() - {f.name for f in fields(cls)}):
             raise InputError(
                 f"recipe has an unknown setting {unknown[0]!r}; known:"
@@ -72,15 +82,24 @@ class Recipe:
                 value, bool
             ) != (wanted is bool):
                 raise InputError(f"recipe.{name} must be a {wanted.__name__}, not {value!r}")
-        recipe = cls(**values)
-        for name, fine in LIMITS.items():
-            if not fine(getattr(recipe, name)):
-                raise InputError(f"recipe.{name} is out of range: {getattr(recipe, name)!r}")
-        return recipe
+        for name, value in values.items():
+            if name in LIMITS and not LIMITS[name](value):
+                raise InputError(f"recipe.{name} is out of range: {value!r}")
+        return cls(**values)
 
     def build(self, train_seed: int, shape: Sequence[int]) -> UNet2DModel:
-        """The untrained U-Net for images `[…, chan, row, col]`; its initial weights depend on
-        `train_seed` alone."""
+        """The untrained U-Net.
+
+        Args:
+            train_seed: its initial weights depend on it alone.
+            shape: of the images, `[…, chan, row, col]`.
+
+        Returns:
+            The model, on the CPU.
+
+        Raises:
+            InputError: if there is no such U-Net, or it does not fit the images.
+        """
         with rng.seeded("initial weights", train_seed):
             try:
                 model = UNet2DModel(
@@ -102,7 +121,15 @@ class Recipe:
         return model
 
     def learning_rate(self, step: int, steps: int) -> float:
-        """Linear warm-up, then a cosine to zero."""
+        """Linear warm-up, then a cosine to zero.
+
+        Args:
+            step: number of the step, from 0.
+            steps: of the whole training.
+
+        Returns:
+            The rate of that step.
+        """
         warm = max(1, round(self.warmup * steps))
         past, left = step - warm, max(1, steps - warm)
         return self.lr * (
@@ -113,7 +140,17 @@ class Recipe:
 def load_model(
     weights: Mapping[str, Tensor], recipe: Recipe, shape: Sequence[int], device: torch.device
 ) -> UNet2DModel:
-    """A model for images `[…, chan, row, col]` with saved weights, ready to evaluate."""
+    """A model with saved weights.
+
+    Args:
+        weights: of such a model.
+        recipe: how it was made.
+        shape: of the images, `[…, chan, row, col]`.
+        device: where it shall be.
+
+    Returns:
+        The model, ready to evaluate.
+    """
     model = recipe.build(0, shape)
     model.load_state_dict(weights)
     return model.to(device).eval()

@@ -32,14 +32,22 @@ class Term:
 
 @dataclass(frozen=True)
 class NDAConfig:
-    """All choices of the method. `scales` lists, for every timestep, the windows whose scores are
-    mixed; timesteps have equal weight.
+    """All choices of the method.
 
-    draws: noise images per timestep, which all queries share; the released code has one; 0: no
-    noise, and `temperature` scales the variance 1-ᾱ_t of the softmax (paper: 1). flips: the bank
-    holds mirrored train images too, and their mass counts for their original. per_position: scores
-    are means over the positions of a query, so that scales with different grids mix as their
-    weights say; False is the released code's plain sum. Raises InputError for what cannot be.
+    Args:
+        scales: for every timestep, the windows whose scores are mixed; timesteps have equal weight.
+        top_k: weights of a train image that count at each position; None: all.
+        borders: `"match"` or `"zero"`, see `nda.nonparametric.patches.patch_posterior`.
+        draws: noise images per timestep, which all queries share; the released code has one; 0: no
+            noise.
+        noise_seed: name of the noise.
+        temperature: factor on the variance 1-ᾱ_t of the softmax (paper: 1).
+        flips: the bank holds mirrored train images too, and their mass counts for their original.
+        per_position: scores are means over the positions of a query, so that scales with different
+            grids mix as their weights say; False is the released code's plain sum.
+
+    Raises:
+        InputError: for what cannot be.
     """
 
     scales: Mapping[int, Sequence[Scale]] = field(default_factory=dict)
@@ -86,7 +94,16 @@ class NDAConfig:
     def single(
         cls, patches: Mapping[int, int], *, coarse: bool = False, **settings: Any
     ) -> "NDAConfig":
-        """One scale: `{timestep: window}`."""
+        """One scale.
+
+        Args:
+            patches: the window of each timestep.
+            coarse: whether windows are compared at half the resolution.
+            settings: other fields of this class.
+
+        Returns:
+            The configuration.
+        """
         return cls({t: (Scale(patch, coarse),) for t, patch in patches.items()}, **settings)
 
     @classmethod
@@ -97,8 +114,20 @@ class NDAConfig:
         scale_mix: float | Mapping[int, float],
         **settings: Any,
     ) -> "NDAConfig":
-        """Full and coarse scale; `scale_mix` (one number or one per timestep) is the weight of the
-        full one (papers: α_t)."""
+        """Full and coarse scale.
+
+        Args:
+            patches: the full scale's window of each timestep.
+            coarse_patches: the coarse scale's.
+            scale_mix: weight of the full one (papers: α_t), one number or one per timestep.
+            settings: other fields of this class.
+
+        Returns:
+            The configuration.
+
+        Raises:
+            InputError: if the timesteps differ or the mix is not between 0 and 1.
+        """
         if patches.keys() != coarse_patches.keys():
             raise InputError(
                 f"patches and coarse_patches must have the same timesteps, not {[*patches]} and"
@@ -119,8 +148,18 @@ class NDAConfig:
 
     @classmethod
     def parse(cls, settings: Mapping[str, Any]) -> "NDAConfig":
-        """From a profile's mapping: fields of this class, with scales as `{timestep: [{patch: 7},
-        {patch: 14, coarse: true}]}`, or the settings of `single` or `two_scale`."""
+        """From a profile's mapping.
+
+        Args:
+            settings: fields of this class, with scales as `{timestep: [{patch: 7}, {patch: 14,
+                coarse: true}]}`, or the settings of `single` or `two_scale`.
+
+        Returns:
+            The configuration.
+
+        Raises:
+            InputError: for unknown settings, or those that do not go together.
+        """
         windows = ("patches", "coarse_patches", "scale_mix")
         if unknown := sorted(settings.keys() - {f.name for f in fields(cls)} - {*windows}):
             raise InputError(
@@ -152,7 +191,11 @@ class NDAConfig:
         return cls(**given)
 
     def terms(self) -> Iterator[Term]:
-        """Every posterior that a score is made of; the weights sum to 1."""
+        """Every posterior that a score is made of.
+
+        Yields:
+            Terms whose weights sum to 1.
+        """
         noises: list[int | None] = list(range(self.draws)) or [None]
         for timestep, scales in self.scales.items():
             every = sum(scale.weight for scale in scales) * len(noises) * len(self.scales)
@@ -164,7 +207,15 @@ class NDAConfig:
             )
 
     def options(self, queries: Tensor, term: Term) -> dict[str, Any]:
-        """Arguments of `patch_posterior` for a term."""
+        """Arguments of `patch_posterior` for a term.
+
+        Args:
+            queries: the images.
+            term: one of `terms`.
+
+        Returns:
+            All but the images.
+        """
         noise = (
             None
             if term.draw is None
@@ -179,14 +230,21 @@ class NDAConfig:
         }
 
     def weight(self, term: Term, shape: Sequence[int]) -> float:
-        """Of a term's `scores`, for images `[…, row, col]`."""
+        """Of a term's `scores`.
+
+        Args:
+            term: one of `terms`.
+            shape: of the images, `[…, row, col]`.
+
+        Returns:
+            The factor.
+        """
         windows = Windows(shape[-2], shape[-1], term.scale.patch, term.scale.coarse, self.borders)
         return term.weight / (windows.positions if self.per_position else 1)
 
 
 def _by_timestep(name: str, values: Any) -> Any:
-    """With integers as keys, since papermill writes the keys of dictionaries as strings;
-    `scale_mix` may be one number."""
+    """With integers as keys: papermill writes those of dictionaries as strings."""
     if name == "scale_mix" and not isinstance(values, Mapping):
         if isinstance(values, bool) or not isinstance(values, int | float):
             raise InputError(

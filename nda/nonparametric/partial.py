@@ -27,14 +27,22 @@ class Partial:
     queries: str  # sha256 of their pixels
 
     def scores(self) -> Float[Tensor, "query train"]:
-        """The scores of the train images so far, in the order of their numbers."""
+        """The scores of the train images so far.
+
+        Returns:
+            In the order of their numbers.
+        """
         terms = zip(self.config.terms(), self.posteriors, strict=True)
         return torch.stack(
             [self.config.weight(term, self.shape) * posterior.scores() for term, posterior in terms]
         ).sum(0)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything but the configuration."""
+        """Everything but the configuration.
+
+        Returns:
+            Named tensors, from which `from_tensors` makes it again.
+        """
         named = {
             f"{i}.{f.name}": getattr(p, f.name)
             for i, p in enumerate(self.posteriors)
@@ -49,7 +57,15 @@ class Partial:
 
     @classmethod
     def from_tensors(cls, config: NDAConfig, tensors: Mapping[str, Tensor]) -> "Partial":
-        """The reverse of `tensors`."""
+        """The reverse of `tensors`.
+
+        Args:
+            config: the configuration.
+            tensors: what `tensors` gave.
+
+        Returns:
+            The partial result.
+        """
         parts = [
             (tensors[f"{i}.log_total"], tensors[f"{i}.log_share"])
             for i in range(len(list(config.terms())))
@@ -71,11 +87,23 @@ def partial_scores(
     images: Sequence[int] | None = None,
     engine: str = "auto",
 ) -> Partial:
-    """The part of `nda_scores` that a block of train images makes; `images` are their numbers in
-    the whole train set (default: 0, 1, …).
+    """The part of `nda_scores` that a block of train images makes.
 
     Blocks can be computed apart, in any order, on other machines; images are appended to a finished
     run by merging a new block with it.
+
+    Args:
+        queries: pixels in [-1, 1].
+        train: the block, of the queries' dtype and device.
+        config: all choices of the method.
+        images: numbers of the block's images in the whole train set; default: 0, 1, …
+        engine: as of `nda.nonparametric.patches.patch_posterior`.
+
+    Returns:
+        What `merge` takes.
+
+    Raises:
+        InputError: if the numbers are not as many different integers as there are images.
     """
     numbers = torch.arange(len(train)) if images is None else torch.as_tensor(images)
     if (
@@ -101,11 +129,17 @@ def partial_scores(
 
 
 def merge(partials: Sequence[Partial]) -> Partial:
-    """One partial result from those of disjoint blocks, given in any order; images come out in the
-    order of their numbers.
+    """One partial result from those of disjoint blocks, the same as computing all at once, to
+    rounding.
 
-    The same as computing all at once, to rounding. Raises InputError if an image is in two blocks,
-    or if the blocks are of different runs.
+    Args:
+        partials: in any order.
+
+    Returns:
+        Their images in the order of their numbers.
+
+    Raises:
+        InputError: if an image is in two blocks, or if the blocks are of different runs.
     """
     if not partials:
         raise InputError("merge needs at least one partial result")

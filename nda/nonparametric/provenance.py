@@ -5,13 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from nda.errors import InputError
-from nda.nonparametric.patches import Windows, patch_posterior
-from nda.nonparametric.patches.windows import exact
+from nda.nonparametric.patches import Posterior, Windows, noised, patch_posterior
 from nda.schedule import sigma, signal
 
 
@@ -40,10 +38,22 @@ def provenance(
     few: int = 3,
     **options: Any,
 ) -> Provenance:
-    """Who explains each pixel of the query. `options` are those of
-    `nda.nonparametric.patches.patch_posterior` (timestep, patch, coarse, borders, noise, …), except
-    top_k and rows. Rows and columns are positions of windows: pixels, one fewer per axis for an
-    even patch."""
+    """Who explains each pixel of the query.
+
+    Args:
+        query: one image, pixels in [-1, 1].
+        train: pixels in [-1, 1], of the query's dtype and device.
+        few: how many images are named at each position.
+        options: those of `nda.nonparametric.patches.patch_posterior` (timestep, patch, coarse,
+            borders, noise, …), except top_k and rows.
+
+    Returns:
+        Maps whose rows and columns are positions of windows: pixels, one fewer per axis for an even
+        patch.
+
+    Raises:
+        InputError: if `few` is out of range, or as `patch_posterior` does.
+    """
     if isinstance(few, bool) or not isinstance(few, int) or not 1 <= few <= len(train):
         raise InputError(
             f"few must be between 1 and the number of train images {len(train)}, not {few!r}"
@@ -71,11 +81,20 @@ def used_pixels(
     image: int,
     **options: Any,
 ) -> Float[Tensor, "row col"]:
-    """Which patches of train image number `image` the query uses: the mass of each of its
-    positions, summed over the query's positions.
+    """Which patches of a train image the query uses: the mass of each of its positions, summed over
+    the query's positions.
 
-    The map sums to the image's score at this timestep and scale with `top_k=None`. Options are
-    those of `provenance`.
+    Args:
+        query: one image, pixels in [-1, 1].
+        train: pixels in [-1, 1], of the query's dtype and device.
+        image: number of the train image.
+        options: those of `provenance`.
+
+    Returns:
+        A map that sums to the image's score at this timestep and scale with `top_k=None`.
+
+    Raises:
+        InputError: if there is no such image, or as `patch_posterior` does.
     """
     if isinstance(image, bool) or not isinstance(image, int) or not 0 <= image < len(train):
         raise InputError(f"image must be an integer between 0 and {len(train) - 1}, not {image!r}")
@@ -92,13 +111,10 @@ def used_pixels(
     )
 
 
-def _posterior(query: Tensor, train: Tensor, options: dict[str, Any]) -> tuple[Windows, Any]:
+def _posterior(query: Tensor, train: Tensor, options: dict[str, Any]) -> tuple[Windows, Posterior]:
+    named = {k: v for k, v in options.items() if k in ("patch", "coarse", "borders")}
     posterior = patch_posterior(query[None], train, **options, top_k=None)
-    names = ("patch", "coarse", "borders")
-    return (
-        Windows(train.shape[2], train.shape[3], **{k: v for k, v in options.items() if k in names}),
-        posterior,
-    )
+    return Windows(train.shape[2], train.shape[3], **named), posterior
 
 
 def _logits(
@@ -108,19 +124,11 @@ def _logits(
     options: dict[str, Any],
     positions: Int[Tensor, "u"],
 ) -> Float[Tensor, "u position"]:
-    """-d²/2σ² between the query's patches at `positions` and all patches of one image; -inf where
-    they may not meet."""
-    timestep, noise = options["timestep"], options.get("noise")
-    noisy = signal(timestep) * query + (0 if noise is None else sigma(timestep) * noise.to(query))
-    x, y = [
-        F.unfold(windows.prepare(exact(v)[None]), windows.taps, dilation=windows.step)[0].T
-        for v in (noisy, signal(timestep) * image)
-    ]
-    kinds = [
-        torch.cat([torch.full((len(band),), i) for i, band in enumerate(axis)])
-        for axis in windows.bands()
-    ]
-    kind = (kinds[0][:, None] * windows.width + kinds[1]).flatten().to(image.device)
+    """-d²/2σ² of the query's patches at `positions`; -inf where patches may not meet."""
+    timestep = options["timestep"]
+    noisy = noised(query[None], timestep, options.get("noise"))
+    (x,), (y,) = windows.take(noisy), windows.take(signal(timestep) * image[None])
+    kinds = windows.kinds().to(image.device)
     distance = torch.stack([(y - patch).square().sum(1) for patch in x[positions]])
     logits = -distance / (2 * sigma(timestep) ** 2 * options.get("temperature", 1.0))
-    return torch.where(kind[positions][:, None] == kind, logits, -torch.inf)
+    return torch.where(kinds[positions][:, None] == kinds, logits, -torch.inf)

@@ -22,9 +22,16 @@ def nda_scores(
     """NDA scores: posterior masses of each train image's patches, averaged over positions, scales,
     noise draws and timesteps.
 
-    With `per_position` a score is between 0 and 1 and the scores of a query sum to 1 if `top_k` is
-    None. queries, train: pixels in [-1, 1], one dtype and device. Errors are those of
-    `nda.nonparametric.patches.patch_posterior`. Source: NDA, Eq. 11-15.
+    Errors are those of `nda.nonparametric.patches.patch_posterior`. Source: NDA, Eq. 11-15.
+
+    Args:
+        queries: pixels in [-1, 1].
+        train: pixels in [-1, 1], of the queries' dtype and device.
+        config: all choices of the method.
+        engine: as of `nda.nonparametric.patches.patch_posterior`.
+
+    Returns:
+        With `per_position` scores between 0 and 1; those of a query sum to 1 if `top_k` is None.
     """
     bank = torch.cat([train, train.flip(-1)]) if config.flips else train
     total = torch.zeros(len(queries), len(train), dtype=train.dtype, device=train.device)

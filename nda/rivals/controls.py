@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from nda.errors import InputError, check_same_shape
-from nda.nonparametric.patches import shared_noise
+from nda.errors import InputError, check_positive, check_same_shape
+from nda.nonparametric.patches import Windows, noised, shared_noise
+from nda.nonparametric.patches.windows import exact
 from nda.schedule import sigma, signal
 
 BLOCK_BYTES = 20 * 2**20  # of unfolded windows, and again of distances
@@ -24,26 +24,34 @@ def imagewise_scores(
 ) -> Float[Tensor, "query train"]:
     """NDA without its locality: one window covers the whole image. The posterior of the optimal
     denoiser over the train images, softmax of -‖x_t - √ᾱ_t y‖² / (2 (1-ᾱ_t)), averaged over
-    `timesteps` (0…999); a query's scores sum to 1.
+    timesteps.
 
     Same noise as `nda.nonparametric.patches.patch_scores` draws for (`noise_seed`, timestep).
-    Raises InputError. Source: Kamb & Ganguli 2024, Eq. 3-5; NDA, Eq. 9-12 with Ω the image.
+    Source: Kamb & Ganguli 2024, Eq. 3-5; NDA, Eq. 9-12 with Ω the image.
+
+    Args:
+        queries: pixels in [-1, 1].
+        train: pixels in [-1, 1], of the queries' dtype and device.
+        timesteps: each in 0…999.
+        noise_seed: name of the noise.
+
+    Returns:
+        Scores; those of a query sum to 1.
+
+    Raises:
+        InputError: for images that do not match, or timesteps out of range or none.
     """
     check_same_shape(queries, train)
     if not timesteps:
         raise InputError("timesteps must name at least one timestep in 0…999, for example [100]")
-    exact = _exact(train)
-    total = torch.zeros(len(queries), len(train), dtype=exact, device=train.device)
+    total = exact(train).new_zeros(len(queries), len(train))
     for timestep in timesteps:
-        noisy = signal(timestep) * queries.to(exact) + sigma(timestep) * shared_noise(
-            queries, timestep, noise_seed
-        ).to(exact)
+        noise = shared_noise(queries, timestep, noise_seed)
+        noisy = noised(exact(queries), timestep, noise).flatten(1)
         logits = []  # ‖x_t‖² is common to all train images and drops out
         for part in train.flatten(1).split(1000):
-            clean = signal(timestep) * part.to(exact)
-            logits.append(
-                (noisy.flatten(1) @ clean.T - clean.square().sum(1) / 2) / sigma(timestep) ** 2
-            )
+            clean = signal(timestep) * exact(part)
+            logits.append((noisy @ clean.T - clean.square().sum(1) / 2) / sigma(timestep) ** 2)
         total += torch.cat(logits, 1).softmax(1)
     return (total / len(timesteps)).to(train)
 
@@ -58,58 +66,45 @@ def patch_distance_scores(
 ) -> Float[Tensor, "query train"]:
     """NDA without its posterior: minus the squared distance, in clean pixels, of each query patch
     to its `top_k` nearest windows in the train image (their mean), summed over the query's patches.
-    At most 0.
 
     Patches, positions and which may meet are those of `nda.nonparametric.patches.patch_scores` with
-    `borders="match"`; a kind of window with fewer than `top_k` positions uses them all. patch: side
-    in pixels, 1 … the image's side. With `top_k` 1 it is the limit for small noise of NDA's
-    log-weights before they are normalised over the train set: no noise, no softmax, so images do
-    not compete for a patch. (They would in a vote of the nearest patches, but plain background is
-    the same in many images, and then only rounding and order would decide the vote.) block_bytes
-    bounds memory and changes nothing else. Raises InputError. Asked for by reviewers of NDA; the
-    definition is ours.
+    `borders="match"`. With `top_k` 1 it is the limit for small noise of NDA's log-weights before
+    they are normalised over the train set: no noise, no softmax, so images do not compete for a
+    patch. (They would in a vote of the nearest patches, but plain background is the same in many
+    images, and then only rounding and order would decide the vote.) Asked for by reviewers of NDA;
+    the definition is ours.
+
+    Args:
+        queries: pixels in [-1, 1].
+        train: pixels in [-1, 1], of the queries' dtype and device.
+        patch: side of a window in pixels, 1 … the image's side.
+        top_k: windows that count; a kind of window with fewer positions uses them all.
+        block_bytes: bounds memory and changes nothing else.
+
+    Returns:
+        Scores of at most 0.
+
+    Raises:
+        InputError: for images that do not match, or a setting out of range.
     """
     check_same_shape(queries, train)
-    side = min(train.shape[2:])
-    if isinstance(patch, bool) or not isinstance(patch, int) or not 1 <= patch <= side:
-        raise InputError(
-            f"patch must be an integer from 1 to the image's side {side}, not {patch!r}"
-        )
-    if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
-        raise InputError(f"top_k must be a positive integer, not {top_k!r}")
-    exact, kinds = _exact(train), _kinds(train, patch)
-    window_bytes = train.shape[1] * patch**2 * exact.itemsize
-    per_block = max(1, block_bytes // (window_bytes * sum(map(len, kinds))))
-    out = torch.zeros(len(queries), len(train), dtype=exact, device=train.device)
+    windows = Windows(train.shape[2], train.shape[3], patch)
+    check_positive("top_k", top_k)
+    numbers = windows.kinds().to(train.device)
+    kinds = [(numbers == kind).nonzero()[:, 0] for kind in numbers.unique()]
+    out = exact(train).new_zeros(len(queries), len(train))
+    dim = train.shape[1] * patch**2
+    per_block = max(1, block_bytes // (dim * windows.positions * out.itemsize))
     blocks = zip(train.split(per_block), out.split(per_block, dim=1), strict=True)
     for images, scores in tqdm(list(blocks), "patch distances", unit="block", leave=False):
-        windows = _windows(images.to(exact), patch)
+        taken = windows.take(images)
         for kind in kinds:
-            bank = windows[:, kind]  # [train, v, dim]
-            rows = max(1, block_bytes // (bank.shape[0] * bank.shape[1] * exact.itemsize))
+            bank = taken[:, kind]  # [train, v, dim]
+            rows = max(1, block_bytes // (bank.shape[0] * bank.shape[1] * out.itemsize))
             for q in range(len(queries)):
-                for own in _windows(queries[[q]].to(exact), patch)[0, kind].split(rows):
+                for own in windows.take(queries[[q]])[0, kind].split(rows):
                     scores[q] -= _nearest(own, bank, top_k)
     return out.to(train)
-
-
-def _exact(images: Tensor) -> torch.dtype:
-    """Squared distances are differences of large numbers; MPS has no float64."""
-    return torch.float32 if images.device.type == "mps" else torch.float64
-
-
-def _windows(
-    images: Float[Tensor, "image chan row col"], patch: int
-) -> Float[Tensor, "image position dim"]:
-    """All windows, 0 outside the image; they start (patch-1)//2 pixels before their position."""
-    return F.unfold(F.pad(images, [(patch - 1) // 2] * 4), patch).mT
-
-
-def _kinds(images: Tensor, patch: int) -> list[Tensor]:
-    """Positions grouped by which pixels of their windows are outside the image."""
-    outside = F.pad(torch.zeros_like(images[:1, :1]), [(patch - 1) // 2] * 4, value=1.0)
-    kind = F.unfold(outside, patch)[0].unique(dim=1, return_inverse=True)[1]
-    return [torch.nonzero(kind == k)[:, 0] for k in range(int(kind.max()) + 1)]
 
 
 def _nearest(

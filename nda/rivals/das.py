@@ -26,14 +26,25 @@ def das_scores(
     squared: bool = True,
 ) -> Float[Tensor, "query train"]:
     """DAS as the paper writes it: the mean over timesteps of ‖ψ_tᵀ K_t⁻¹ φ_t r_t / (1 - h_t)‖², the
-    change of the query's predicted noise.
+    change of the query's predicted noise; h_t is the leverage at the same timestep.
 
-    crosses, kernels: one per timestep, of gradients of `"output_mean"`, which stands for the vector
-    of predicted noise. residuals: length of the vector r_t, the square root of
-    `nda.model.outputs.denoising_losses`; h_t is the leverage at the same timestep. squared: as in
-    the paper, without a sign; False keeps the sign of ψᵀ K⁻¹ φ r. Eq. 17-18 are this with one cross
-    and kernel of a readout of `unit_norm` over all timesteps, and `das_residual` as the only
-    column. Source: DAS, Eq. 15-18.
+    Eq. 17-18 are this with one cross and kernel of a readout of `unit_norm` over all timesteps, and
+    `das_residual` as the only column. Source: DAS, Eq. 15-18.
+
+    Args:
+        crosses: inner products at each timestep, of gradients of `"output_mean"`, which stands for
+            the vector of predicted noise.
+        kernels: of the train images at each timestep.
+        residuals: length of the vector r_t, the square root of
+            `nda.model.outputs.denoising_losses`.
+        damping: λ, relative to the mean eigenvalue at each timestep.
+        squared: as in the paper, without a sign; False keeps the sign of ψᵀ K⁻¹ φ r.
+
+    Returns:
+        Scores in float64.
+
+    Raises:
+        InputError: for other numbers of timesteps or train images.
     """
     if (
         not len(crosses) == len(kernels)
@@ -59,8 +70,16 @@ def das_residual(errors: Float[Tensor, "train timestep"]) -> Float[Tensor, "trai
     """r̄: each image's root mean squared errors over the timesteps, scaled to norm 1, averaged.
     Only the shape of the curve is left.
 
-    errors: `nda.model.outputs.denoising_losses(model, train, …)`. Source: DAS, Eq. 17, as the
-    released code reads it.
+    Source: DAS, Eq. 17, as the released code reads it.
+
+    Args:
+        errors: `nda.model.outputs.denoising_losses(model, train, …)`.
+
+    Returns:
+        One number per train image, in float64.
+
+    Raises:
+        InputError: for errors that are negative, not finite, or of another shape.
     """
     if errors.ndim != 2 or (errors < 0).any():
         raise InputError(
@@ -78,13 +97,26 @@ def das_released_scores(
     damping: float,
     mode: str = "das1",
 ) -> Float[Tensor, "query train"]:
-    """DAS as its code does it, on gradients of `"output_mean"` with `unit_norm`, averaged over
-    timesteps.
+    """DAS as its released code does it, on gradients of `"output_mean"` with `unit_norm`, averaged
+    over timesteps.
 
-    residual: `das_residual`, r̄. mode: `"das1"`, r̄ ψᵀ K⁻¹ φ; `"das0"`, r̄ ψᵀ K⁻² φ / (1 - h)²;
-    either with `"_squared"`, squared. Unlike the release, which does not run as it is, the leverage
-    h is that of the train image, and K⁻¹ is not divided by its mean entry, which would make 1 - h
-    depend on the number of dimensions. Source: DAS's released code, `07_score.py`.
+    Unlike the release, which does not run as it is, the leverage h is that of the train image, and
+    K⁻¹ is not divided by its mean entry, which would make 1 - h depend on the number of dimensions.
+    Source: DAS's released code, `07_score.py`.
+
+    Args:
+        cross: inner products of the queries' features with those of the train images.
+        kernel: of the train images.
+        residual: `das_residual`, r̄.
+        damping: λ, relative to the mean eigenvalue.
+        mode: `"das1"`, r̄ ψᵀ K⁻¹ φ; `"das0"`, r̄ ψᵀ K⁻² φ / (1 - h)²; either with `"_squared"`,
+            squared.
+
+    Returns:
+        Scores in float64.
+
+    Raises:
+        InputError: for another mode, or residuals of other train images.
     """
     if mode.removesuffix("_squared") not in ("das1", "das0"):
         raise InputError(f"mode must be 'das1' or 'das0', with or without '_squared', not {mode!r}")
@@ -109,7 +141,18 @@ def das_released_scores(
 def das(
     bench: Bench, which: str, *, dampings: Sequence[float], squared: bool, **settings: Any
 ) -> Scored:
-    """DAS as the paper writes it, with a kernel for each timestep; see `das_scores`."""
+    """DAS as the paper writes it, with a kernel for each timestep; see `das_scores`.
+
+    Args:
+        bench: images and model.
+        which: the queries.
+        dampings: those that are wanted.
+        squared: see `das_scores`.
+        settings: of `nda.rivals.inner_products.Source.parse`, for all timesteps.
+
+    Returns:
+        Scores by damping, and seconds.
+    """
     every = Source.parse(**settings)
     timesteps = every.readout.timesteps
     errors, spent = bench.errors(timesteps)
@@ -130,7 +173,18 @@ def das_released(
     bench: Bench, which: str, *, dampings: Sequence[float], mode: str, **settings: Any
 ) -> Scored:
     """DAS as its released code does it, with one kernel of the mean gradient; see
-    `das_released_scores`."""
+    `das_released_scores`.
+
+    Args:
+        bench: images and model.
+        which: the queries.
+        dampings: those that are wanted.
+        mode: see `das_released_scores`.
+        settings: of `nda.rivals.inner_products.Source.parse`.
+
+    Returns:
+        Scores by damping, and seconds.
+    """
     source = Source.parse(**settings)
     errors, spent = bench.errors(source.readout.timesteps)
     more = {"residual": das_residual(errors), "mode": mode}

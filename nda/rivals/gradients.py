@@ -1,11 +1,9 @@
 """Per-example gradients of a model output: the features that all gradient-based attribution methods
 share."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass
-from time import perf_counter
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +18,6 @@ from nda.errors import InputError, check_images, check_positive, check_timestep
 from nda.model.outputs import OUTPUTS, uniform_timesteps
 from nda.rivals.projection import Projection
 from nda.schedule import add_noise
-from nda.store import Store, digest
 
 # noisy images that share a gradient: with fewer, vmap over many gradients is faster than one after
 # the other
@@ -72,7 +69,14 @@ class Readout:
             object.__setattr__(self, name, tuple(getattr(self, name)))
 
     def noise(self, shape: Sequence[int]) -> Float[Tensor, "timestep draw chan row col"]:
-        """The noise images that all examples share."""
+        """The noise images that all examples share.
+
+        Args:
+            shape: of an image.
+
+        Returns:
+            One for each timestep and draw.
+        """
         names = [
             ("gradient noise", self.noise_seed, t, draw)
             for t in self.timesteps
@@ -191,11 +195,22 @@ def features(
     """Every example's gradient of `readout`, with respect to all its parameters in their order or
     projected, in memory.
 
-    model: called as `model(noisy, timesteps).sample`; a copy in eval mode is used and it stays as
-    it is. images: clean, in [-1, 1], of the model's dtype and device; with one axis more, other
-    clean images at each of `readout.timesteps` (Journey-TRAK). batch: noisy images in one pass;
-    where fewer than 5 share a gradient, as many gradients of the model's size are held at once.
-    Results do not depend on it. Raises InputError.
+    Args:
+        model: called as `model(noisy, timesteps).sample`; a copy in eval mode is used and it stays
+            as it is.
+        images: clean, in [-1, 1], of the model's dtype and device; with one axis more, other clean
+            images at each of `readout.timesteps` (Journey-TRAK).
+        readout: what is differentiated.
+        projection: applied to the mean gradient of an example.
+        batch: noisy images in one pass; where fewer than 5 share a gradient, as many gradients of
+            the model's size are held at once. Results do not depend on it.
+
+    Returns:
+        Features, `dim` numbers for each example.
+
+    Raises:
+        InputError: for images that do not fit the readout or the model, and for gradients that are
+            not finite.
     """
     if images.ndim == 5 and images.shape[1] != len(readout.timesteps):
         raise InputError(
@@ -223,71 +238,3 @@ def features(
             found.append(vectors if projection is None else projection(vectors))
             bar.update(len(vectors))
     return torch.cat(found)
-
-
-@dataclass(frozen=True)
-class Blocks(Sequence[Tensor]):
-    """Features on disk, in blocks of examples that are loaded one at a time: `<name>/0000` and so
-    on in `store`."""
-
-    store: Store
-    name: str
-    blocks: int
-
-    def __len__(self) -> int:
-        return self.blocks
-
-    def __getitem__(self, number: Any) -> Any:
-        if not 0 <= number < self.blocks:
-            raise IndexError(number)
-        return self.store.load(f"{self.name}/{number:04d}", "example dim")
-
-    def delete(self) -> None:
-        """Free the disk, once the inner products are taken."""
-        for number in range(self.blocks):
-            self.store.delete(f"{self.name}/{number:04d}")
-
-
-def save_features(
-    model: nn.Module,
-    images: Float[Tensor, "example chan row col"] | Float[Tensor, "example timestep chan row col"],
-    readout: Readout,
-    *,
-    store: Store,
-    name: str,
-    inputs: Mapping[str, str] | None = None,
-    projection: Projection | None = None,
-    batch: int = 40,
-    block: int = 64,
-) -> Blocks:
-    """`features` on disk, `block` examples in a file: `block` × dim × 4 bytes. A killed run goes on
-    by the same call, to the same bytes.
-
-    A block is kept if it was made with the same arguments, weights and images, of which it records
-    the sha256, and made anew otherwise. inputs: what else it is computed from (`store.sha256`).
-    Arguments and errors are those of `features`.
-    """
-    check_positive("block", block)
-    parameters = {
-        "readout": asdict(readout),
-        "projection": asdict(projection) if projection else None,
-        "examples": len(images),
-        "block": block,
-        "weights": digest(model.state_dict()),
-        "images": digest({"images": images}),
-    }
-    chunks = images.split(block)
-    for number, chunk in enumerate(tqdm(chunks, desc=name, unit="block", leave=False)):
-        place, started = f"{name}/{number:04d}", perf_counter()
-        if not store.matches(place, parameters, inputs or {}):
-            made = features(model, chunk, readout, projection=projection, batch=batch)
-            store.delete(place)
-            store.save(
-                place,
-                made,
-                axes="example dim",
-                parameters=parameters,
-                inputs=inputs,
-                seconds=perf_counter() - started,
-            )
-    return Blocks(store, name, len(chunks))

@@ -38,9 +38,19 @@ def measurement_gradients(
     """Gradient of every image's measurement, the mean over timesteps and draws, by parameter; all
     images' are held at once.
 
-    measurement: one of `nda.model.outputs.OUTPUTS`, for example `"loss"`, squared error per pixel,
-    or `"elbo_loss"`, the same times β / (2 (1-β) (1-ᾱ)). There is one noise image per timestep and
-    draw, common to all images. batch: draws in one pass. Raises InputError.
+    Those of `nda.rivals.gradients.features`, of the layers that K-FAC covers.
+
+    Args:
+        model: called as `model(noisy, timesteps).sample`.
+        images: clean, in [-1, 1].
+        timesteps: in 0…999.
+        measurement: one of `nda.model.outputs.OUTPUTS`, such as `"loss"`, squared error per pixel.
+        draws: noise images per timestep, common to all images.
+        noise_seed: names them.
+        batch: noisy images in one pass; it changes nothing else.
+
+    Returns:
+        `[image, *shape]` for every parameter, by name.
     """
     check_choice("measurement", measurement, OUTPUTS)
     check_draws(timesteps, draws=draws, batch=batch)
@@ -64,8 +74,16 @@ class Compressed(NamedTuple):
 
 
 def compress(values: Float[Tensor, "image *shape"]) -> Compressed:
-    """Round every image's tensor to 256 levels between its least and its largest entry. Source:
-    Mlodozeniec et al. 2024."""
+    """Round every image's tensor to 256 levels between its least and its largest entry.
+
+    Source: Mlodozeniec et al. 2024.
+
+    Args:
+        values: of any shape.
+
+    Returns:
+        Codes, and what they stand for.
+    """
     low, high = values.flatten(1).aminmax(dim=1, keepdim=True)
     step = ((high - low) / 255).clamp_min(
         torch.finfo(values.dtype).tiny
@@ -74,7 +92,14 @@ def compress(values: Float[Tensor, "image *shape"]) -> Compressed:
 
 
 def decompress(compressed: Compressed) -> Float[Tensor, "image entry"]:
-    """The values that the codes stand for."""
+    """The values that the codes stand for.
+
+    Args:
+        compressed: by `compress`.
+
+    Returns:
+        One flat row per image.
+    """
     return compressed.low + compressed.step * compressed.codes
 
 
@@ -149,13 +174,29 @@ def influence_scores(
     """Influence of every train image on every query's measurement; of a sequence of dampings, one
     matrix for each.
 
-    Higher = keeping the train image lowers the measurement, for `"loss"` the query's loss.
-    curvature: from `nda.rivals.kfac.fit_curvature`. damping: relative to its mean eigenvalue (times
-    `nda.rivals.kfac.mean_eigenvalue` it is absolute). timesteps, measurement, draws, noise_seed,
-    batch: see `measurement_gradients`; the train side is always the loss. compressed: keep the
-    preconditioned query gradients in 8 bits, one byte per parameter, query and damping in place of
-    four per parameter and query. Memory is that of `query_block` + `train_block` gradients; train
-    gradients are computed anew for every block of queries. Raises InputError.
+    Higher = keeping the train image lowers the measurement, for `"loss"` the query's loss. Memory
+    is that of `query_block` + `train_block` gradients; train gradients are computed anew for every
+    block of queries.
+
+    Args:
+        model: called as `model(noisy, timesteps).sample`.
+        queries: clean, in [-1, 1].
+        train: clean, in [-1, 1].
+        curvature: from `nda.rivals.kfac.fit_curvature`.
+        timesteps: see `measurement_gradients`.
+        damping: relative to the curvature's mean eigenvalue (times
+            `nda.rivals.kfac.mean_eigenvalue` it is absolute).
+        measurement: of the queries; the train side is always the loss.
+        draws: see `measurement_gradients`.
+        noise_seed: see `measurement_gradients`.
+        compressed: keep the preconditioned query gradients in 8 bits, one byte per parameter, query
+            and damping in place of four per parameter and query.
+        batch: see `measurement_gradients`.
+        query_block: queries whose gradients are held.
+        train_block: train images whose gradients are held.
+
+    Returns:
+        The scores.
     """
     check_same_shape(queries, train)
     check_choice("measurement", measurement, OUTPUTS)

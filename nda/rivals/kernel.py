@@ -18,10 +18,6 @@ SLICE = 1 << 16  # dimensions that are brought to float64 at a time
 DAMPINGS = tuple(10 ** (k / 2) for k in range(-10, 7))  # 1e-5 … 1e3 of the mean eigenvalue
 
 
-def _blocks(a: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
-    return [a] if isinstance(a, Tensor) else a
-
-
 def _double(x: Float[Tensor, "example dim"]) -> Iterator[Float[Tensor, "example slice"]]:
     """Slices of the features in float64; on the CPU if the device has none."""
     return (
@@ -39,34 +35,37 @@ def _inner(x: Float[Tensor, "a dim"], y: Float[Tensor, "b dim"]) -> Float[Tensor
 
 
 def gram(
-    a: Tensor | Sequence[Tensor], b: Tensor | Sequence[Tensor] | None = None
-) -> Float[Tensor, "a b"]:
-    """Inner products of all examples of `a` with all of `b` (default: with `a` itself).
+    a: Float[Tensor, "a dim"], b: Float[Tensor, "b dim"] | None = None
+) -> Float[Tensor, "a c"]:
+    """Inner products of all examples of `a` with all of `b`, summed in float64.
 
-    Both are features `[example, dim]`, or blocks of them in a list or on disk
-    (`nda.rivals.gradients.Blocks`): two are in memory at a time.
+    Args:
+        a: features.
+        b: features of the same dim; default: `a` itself.
+
+    Returns:
+        Them, `[a, b]`; of `a` with itself they are symmetric.
+
+    Raises:
+        InputError: unless both are features of one dim.
     """
-    left, right = _blocks(a), _blocks(a if b is None else b)
-    rows: list[list[Tensor]] = []
-    for i, x in enumerate(tqdm(left, desc="inner products", unit="block", leave=False)):
-        if b is None:
-            own = _inner(x, x)
-            # rounding may differ across the diagonal: a matrix product adds in an order of its own
-            row = [row[i].T for row in rows] + [(own + own.T) / 2]
-        else:
-            row = []
-        rows.append(row + [_inner(x, right[j]) for j in range(len(row), len(right))])
-    return torch.cat([torch.cat(row, 1) for row in rows])
+    if b is not None:
+        return _inner(a, b)
+    own = _inner(a, a)
+    # rounding may differ across the diagonal: a matrix product adds in an order of its own
+    return (own + own.T) / 2
 
 
-def norms(a: Tensor | Sequence[Tensor]) -> Float[Tensor, "example"]:
-    """Euclidean norm of every example's features."""
-    return torch.cat(
-        [
-            torch.stack([part.square().sum(1) for part in _double(x)]).sum(0).sqrt()
-            for x in _blocks(a)
-        ]
-    )
+def norms(a: Float[Tensor, "example dim"]) -> Float[Tensor, "example"]:
+    """Euclidean norm of every example's features.
+
+    Args:
+        a: features.
+
+    Returns:
+        Their norms, in float64.
+    """
+    return torch.stack([part.square().sum(1) for part in _double(a)]).sum(0).sqrt()
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +101,17 @@ class Kernel:
 
     def ridge(self, damping: float) -> float:
         """λ: `damping` times the mean eigenvalue, which is the mean squared norm of the train
-        features."""
+        features.
+
+        Args:
+            damping: relative.
+
+        Returns:
+            λ itself.
+
+        Raises:
+            InputError: for a damping that is not positive and finite.
+        """
         if not 0 < damping < math.inf:
             raise InputError(
                 f"damping must be positive and finite, not {damping!r}; it is relative to the mean"
@@ -113,7 +122,16 @@ class Kernel:
     def solve(
         self, cross: Float[Tensor, "query train"], damping: float, power: int = 1
     ) -> Float[Tensor, "query train"]:
-        """cross (gram + λI)⁻ᵖ: the inner products ψᵀ (ΦᵀΦ + λI)⁻ᵖ φ."""
+        """cross (gram + λI)⁻ᵖ: the inner products ψᵀ (ΦᵀΦ + λI)⁻ᵖ φ.
+
+        Args:
+            cross: inner products of queries with train images.
+            damping: relative to the mean eigenvalue.
+            power: p.
+
+        Returns:
+            Them, in float64.
+        """
         values, vectors = self.eigen
         return (
             _checked(cross, len(values)).to(vectors)
@@ -123,12 +141,26 @@ class Kernel:
         )
 
     def leverage(self, damping: float) -> Float[Tensor, "train"]:
-        """h_i = φ_iᵀ (ΦᵀΦ + λI)⁻¹ φ_i, in [0, 1)."""
+        """h_i = φ_iᵀ (ΦᵀΦ + λI)⁻¹ φ_i, in [0, 1).
+
+        Args:
+            damping: relative to the mean eigenvalue.
+
+        Returns:
+            Of every train image.
+        """
         values, vectors = self.eigen
         return vectors.square() @ (values / (values + self.ridge(damping)))
 
     def solved_norms(self, damping: float) -> Float[Tensor, "train"]:
-        """‖(ΦᵀΦ + λI)⁻¹ φ_i‖."""
+        """‖(ΦᵀΦ + λI)⁻¹ φ_i‖.
+
+        Args:
+            damping: relative to the mean eigenvalue.
+
+        Returns:
+            Of every train image.
+        """
         values, vectors = self.eigen
         return (vectors.square() @ (values / (values + self.ridge(damping)) ** 2)).sqrt()
 

@@ -33,8 +33,18 @@ SHARING = ("expand", "reduce")
 
 
 def covered(model: Module) -> dict[str, Tensor]:
-    """The parameters that K-FAC covers: trainable weights and biases of Linear and Conv2d layers,
-    by name. InputError without any."""
+    """The parameters that K-FAC covers: trainable weights and biases of Linear and Conv2d layers.
+
+    Args:
+        model: in eval mode.
+
+    Returns:
+        They, by name.
+
+    Raises:
+        InputError: if there are none, if a layer is of a kind without Kronecker factors, or if the
+            model is in training mode.
+    """
     if model.training:
         raise InputError(
             "model is in training mode, where dropout makes gradients random; call model.eval()"
@@ -71,13 +81,28 @@ class Block(NamedTuple):
     eigenvalues: Float[Tensor, "out in"]
 
     def rotate(self, gradients: Float[Tensor, "image *shape"]) -> Float[Tensor, "image out in"]:
-        """Gradients in the eigenbasis, where the curvature is diagonal."""
+        """Gradients in the eigenbasis, where the curvature is diagonal.
+
+        Args:
+            gradients: of the block's parameter.
+
+        Returns:
+            They, rotated.
+        """
         return self.basis_out.T @ gradients.reshape(-1, *self.eigenvalues.shape) @ self.basis_in
 
     def precondition(
         self, gradients: Float[Tensor, "image *shape"], damping: float
     ) -> Float[Tensor, "image *shape"]:
-        """(C + damping I)⁻¹ g, with the absolute damping."""
+        """(C + damping I)⁻¹ g.
+
+        Args:
+            gradients: of the block's parameter.
+            damping: absolute.
+
+        Returns:
+            As `gradients`.
+        """
         rotated = self.rotate(gradients) / (self.eigenvalues + damping)
         return (self.basis_out @ rotated @ self.basis_in.T).reshape(gradients.shape)
 
@@ -232,16 +257,27 @@ def fit_curvature(
     noise_seed: int = 0,
     batch: int = 32,
 ) -> dict[str, Tensor]:
-    """The curvature of `model`, called as `model(x_t, timesteps).sample`, averaged over train
-    images, timesteps and draws of noise.
+    """The curvature of `model`, averaged over train images, timesteps and draws of noise.
 
-    kind: `"ekfac"`, with eigenvalues refitted in the eigenbasis of K-FAC, or `"kfac"`. fisher:
-    `"mc"`, the Gauss-Newton matrix of the model, mean of Jᵀ (2I / pixels) J, from one sampled
-    target for each draw; `"exact"`, the same without sampling but with one backward pass per pixel;
-    `"empirical"`, that of the loss, mean of ∇ℓ ∇ℓᵀ. sharing: `"expand"` or `"reduce"`, how the
-    positions of a convolution enter the factors (Eschenhagen et al. 2023). Returns
-    `<parameter>/basis_out`, `/basis_in` and `/eigenvalues`, to be kept with `Store.save` and passed
-    on as they are. Raises InputError. Source: Mlodozeniec et al. 2024.
+    Source: Mlodozeniec et al. 2024.
+
+    Args:
+        model: called as `model(noisy, timesteps).sample`.
+        train: clean, in [-1, 1].
+        timesteps: in 0…999.
+        kind: `"ekfac"`, with eigenvalues refitted in the eigenbasis of K-FAC, or `"kfac"`.
+        fisher: `"mc"`, the Gauss-Newton matrix of the model, mean of Jᵀ (2I / pixels) J, from one
+            sampled target for each draw; `"exact"`, the same without sampling but with one backward
+            pass per pixel; `"empirical"`, that of the loss, mean of ∇ℓ ∇ℓᵀ.
+        sharing: `"expand"` or `"reduce"`, how the positions of a convolution enter the factors
+            (Eschenhagen et al. 2023).
+        draws: noise images per train image and timestep.
+        noise_seed: names them.
+        batch: noisy images in one pass.
+
+    Returns:
+        `<parameter>/basis_out`, `/basis_in` and `/eigenvalues`, to be kept with `Store.save` and
+        passed on as they are.
     """
     check_images(train, "train")
     for name, choice, allowed in (
@@ -263,8 +299,18 @@ def fit_curvature(
 
 
 def restore(curvature: Mapping[str, Tensor], model: Module) -> dict[str, Block]:
-    """The blocks of a fit, by parameter, on the device of `model`. InputError if they are those of
-    another model."""
+    """The blocks of a fit, by parameter, on the device of `model`.
+
+    Args:
+        curvature: of `fit_curvature`.
+        model: that it was fitted to.
+
+    Returns:
+        One block for each parameter.
+
+    Raises:
+        InputError: if they are those of another model.
+    """
     parameters = covered(model)
     wanted = {f"{name}/eigenvalues": (len(p), p[0].numel()) for name, p in parameters.items()}
     found = {
@@ -285,7 +331,14 @@ def restore(curvature: Mapping[str, Tensor], model: Module) -> dict[str, Block]:
 
 def mean_eigenvalue(curvature: Mapping[str, Tensor]) -> float:
     """Trace of the curvature per parameter; dampings are relative to it, and this many times as
-    large in absolute terms."""
+    large in absolute terms.
+
+    Args:
+        curvature: of `fit_curvature`.
+
+    Returns:
+        The mean of all eigenvalues.
+    """
     values = [
         tensor.double().flatten()
         for name, tensor in curvature.items()

@@ -15,7 +15,16 @@ def random_scores(
     *,
     seed: int = 0,
 ) -> Float[Tensor, "query train"]:
-    """The null: standard normal scores. Whatever a method scores has to be seen against it."""
+    """The null: standard normal scores. Whatever a method scores has to be seen against it.
+
+    Args:
+        queries: of which only their number matters.
+        train: of which only their number, dtype and device matter.
+        seed: names the draw.
+
+    Returns:
+        The scores.
+    """
     return torch.randn(len(queries), len(train), generator=rng.generator("random scores", seed)).to(
         train
     )
@@ -27,8 +36,21 @@ def pixel_scores(
     *,
     kind: str = "dot",
 ) -> Float[Tensor, "query train"]:
-    """Inner product of raw pixels in [-1, 1], not centred (`"dot"`), or of pixels scaled to unit
-    norm (`"cosine"`). Source: D-TRAK, App. C."""
+    """Inner product of raw pixels in [-1, 1], not centred, or of pixels scaled to unit norm.
+
+    Source: D-TRAK, App. C.
+
+    Args:
+        queries: pixels in [-1, 1].
+        train: pixels in [-1, 1].
+        kind: `"dot"` or `"cosine"`.
+
+    Returns:
+        The scores.
+
+    Raises:
+        InputError: for images of different shapes, or another kind.
+    """
     check_same_shape(queries, train)
     if kind not in ("dot", "cosine"):
         raise InputError(f"kind must be 'dot' or 'cosine', not {kind!r}")

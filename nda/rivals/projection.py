@@ -38,7 +38,14 @@ class Projection:
             )
 
     def __call__(self, vectors: Float[Tensor, "example param"]) -> Float[Tensor, "example dim"]:
-        """Project every row."""
+        """Project every row.
+
+        Args:
+            vectors: of any length.
+
+        Returns:
+            `dim` numbers for each.
+        """
         projected = vectors.new_zeros(len(vectors), self.dim)
         for start in range(0, vectors.shape[1], SLICE):
             piece = vectors[:, start : start + SLICE]

@@ -22,8 +22,18 @@ def empirical_influence(
     """Mean loss of the models trained without an image minus that of the models trained with it:
     higher = keeping it lowers the loss.
 
-    losses: means over seeds and timesteps. Raises InputError, also for an image that every subset
-    keeps or none. Source: Feldman & Zhang 2020; D-TRAK, App. (empirical influence).
+    Source: Feldman & Zhang 2020; D-TRAK, App. (empirical influence).
+
+    Args:
+        losses: means over seeds and timesteps.
+        masks: True = kept.
+
+    Returns:
+        Scores of all train images for every query.
+
+    Raises:
+        InputError: for losses that are not finite or of other subsets, and for an image that every
+            subset keeps or none.
     """
     _check(losses, masks)
     kept = masks.to(losses.device, torch.float64)
@@ -47,10 +57,21 @@ def datamodel(
     """Minus the coefficients of a ridge regression of each query's loss on the 0/1 masks: higher =
     keeping the image lowers the loss.
 
-    losses: means over seeds and timesteps. penalties: the grid of squared-norm penalties λ in ‖loss
-    - b - mask·w‖² + λ‖w‖²; every query takes the one with the least leave-one-out error (D-TRAK:
-    five folds). An image that every subset keeps, or none, gets 0. Raises InputError. Source: Ilyas
-    et al. 2022 (datamodels, there with a lasso); D-TRAK, App. (ridge).
+    An image that every subset keeps, or none, gets 0. Source: Ilyas et al. 2022 (datamodels, there
+    with a lasso); D-TRAK, App. (ridge).
+
+    Args:
+        losses: means over seeds and timesteps.
+        masks: True = kept.
+        penalties: the grid of squared-norm penalties λ in ‖loss - b - mask·w‖² + λ‖w‖²; every query
+            takes the one with the least leave-one-out error (D-TRAK: five folds).
+
+    Returns:
+        Scores of all train images for every query.
+
+    Raises:
+        InputError: for losses that are not finite or of other subsets, and for penalties that are
+            not positive.
     """
     needs("sklearn", "rivals")
     from sklearn.linear_model import RidgeCV

@@ -28,8 +28,16 @@ def dot_scores(crosses: Sequence[Float[Tensor, "query train"]]) -> Float[Tensor,
     """Gradient (dot product) at one checkpoint; TracInCP, the mean over checkpoints, without
     learning rates, at several.
 
-    crosses: `gram(query_features, train_features)` of the output `"loss"` at each checkpoint.
     Sources: TracIn; D-TRAK, App. C.
+
+    Args:
+        crosses: `gram(query_features, train_features)` of the output `"loss"` at each checkpoint.
+
+    Returns:
+        Scores in float64.
+
+    Raises:
+        InputError: without any, or for inner products that are not finite or of other train images.
     """
     if not crosses:
         raise InputError("crosses are empty; pass the inner products of at least one checkpoint")
@@ -41,10 +49,20 @@ def cosine_scores(
     query_norms: Sequence[Float[Tensor, "query"]],
     train_norms: Sequence[Float[Tensor, "train"]],
 ) -> Float[Tensor, "query train"]:
-    """Gradient (cosine) at one checkpoint; GAS, its mean over checkpoints, at several. Sources:
-    GAS; D-TRAK, App. C.
+    """Gradient (cosine) at one checkpoint; GAS, its mean over checkpoints, at several.
 
-    The arguments are as in `dot_scores`, with the `norms` of the features at each checkpoint.
+    Sources: GAS; D-TRAK, App. C.
+
+    Args:
+        crosses: as in `dot_scores`.
+        query_norms: `norms` of the queries' features at each checkpoint.
+        train_norms: those of the train images.
+
+    Returns:
+        Scores in float64; 0 for an image without a gradient.
+
+    Raises:
+        InputError: for norms of other images than those of the inner products.
     """
     if not len(crosses) == len(query_norms) == len(train_norms) or [c.shape for c in crosses] != [
         (len(q), len(t)) for q, t in zip(query_norms, train_norms, strict=True)
@@ -69,6 +87,14 @@ def trak_scores(
     TRAK if all features are gradients of `"loss"`; D-TRAK if of `"output_norm"`; Journey-TRAK if of
     `"loss"` with the queries' along their `journey`. Sources: TRAK (its factor Q is 1 for a loss,
     one model); D-TRAK; Journey-TRAK, as adapted in D-TRAK.
+
+    Args:
+        cross: inner products of the queries' features with those of the train images.
+        kernel: of the train images.
+        damping: λ, relative to the mean eigenvalue.
+
+    Returns:
+        Scores in float64.
     """
     return kernel.solve(cross, damping)
 
@@ -77,7 +103,17 @@ def relative_if_scores(
     cross: Float[Tensor, "query train"], kernel: Kernel, *, damping: float
 ) -> Float[Tensor, "query train"]:
     """TRAK's scores over ‖(ΦᵀΦ + λI)⁻¹ φ‖: what a train image does per change of the parameters.
-    Source: RelatIF (θ-relative)."""
+
+    Source: RelatIF (θ-relative).
+
+    Args:
+        cross: as in `trak_scores`.
+        kernel: as in `trak_scores`.
+        damping: as in `trak_scores`.
+
+    Returns:
+        Scores in float64; 0 for an image without a gradient.
+    """
     return _over(
         kernel.solve(cross, damping),
         kernel.solved_norms(damping).where(kernel.gram.diagonal() > 0, 0.0),
@@ -87,7 +123,18 @@ def relative_if_scores(
 def renormalised_if_scores(
     cross: Float[Tensor, "query train"], kernel: Kernel, *, damping: float
 ) -> Float[Tensor, "query train"]:
-    """TRAK's scores over ‖φ‖. Sources: renormalised influence (GAS's paper); D-TRAK, App. C."""
+    """TRAK's scores over ‖φ‖.
+
+    Sources: renormalised influence (GAS's paper); D-TRAK, App. C.
+
+    Args:
+        cross: as in `trak_scores`.
+        kernel: as in `trak_scores`.
+        damping: as in `trak_scores`.
+
+    Returns:
+        Scores in float64; 0 for an image without a gradient.
+    """
     return _over(kernel.solve(cross, damping), kernel.gram.diagonal().double().sqrt())
 
 
@@ -143,19 +190,49 @@ def solved(
 
 
 def trak(bench: Bench, which: str, *, dampings: Sequence[float], **settings: Any) -> Scored:
-    """TRAK, and D-TRAK, which differ in what is differentiated; see `trak_scores`."""
+    """TRAK, and D-TRAK, which differ in what is differentiated; see `trak_scores`.
+
+    Args:
+        bench: images and model.
+        which: the queries.
+        dampings: those that are wanted.
+        settings: of `nda.rivals.inner_products.Source.parse`.
+
+    Returns:
+        Scores by damping, and seconds.
+    """
     return solved(trak_scores, bench.products(which, Source.parse(**settings)), dampings)
 
 
 def relative_if(bench: Bench, which: str, *, dampings: Sequence[float], **settings: Any) -> Scored:
-    """Relative IF; see `relative_if_scores`."""
+    """Relative IF; see `relative_if_scores`.
+
+    Args:
+        bench: images and model.
+        which: the queries.
+        dampings: those that are wanted.
+        settings: of `nda.rivals.inner_products.Source.parse`.
+
+    Returns:
+        Scores by damping, and seconds.
+    """
     return solved(relative_if_scores, bench.products(which, Source.parse(**settings)), dampings)
 
 
 def renormalised_if(
     bench: Bench, which: str, *, dampings: Sequence[float], **settings: Any
 ) -> Scored:
-    """Renormalised IF; see `renormalised_if_scores`."""
+    """Renormalised IF; see `renormalised_if_scores`.
+
+    Args:
+        bench: images and model.
+        which: the queries.
+        dampings: those that are wanted.
+        settings: of `nda.rivals.inner_products.Source.parse`.
+
+    Returns:
+        Scores by damping, and seconds.
+    """
     return solved(renormalised_if_scores, bench.products(which, Source.parse(**settings)), dampings)
 
 

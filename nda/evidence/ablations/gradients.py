@@ -56,9 +56,18 @@ def variants(
     """Every ablation, its settings and what they make: one setting of each method at `readout` and
     `projection` changed at a time.
 
-    ks: numbers of timesteps that are tried. dims: of a random projection. shares: of the train
-    images that are candidates. The projection and the candidates are ablated for TRAK and D-TRAK,
-    gradients of length one for DAS. Sources: D-TRAK (K); DAS, Sec. 5 (the others).
+    The projection and the candidates are ablated for TRAK and D-TRAK, gradients of length one for
+    DAS. Sources: D-TRAK (K); DAS, Sec. 5 (the others).
+
+    Args:
+        readout: the profile's.
+        projection: the profile's.
+        ks: numbers of timesteps that are tried.
+        dims: of a random projection.
+        shares: of the train images that are candidates.
+
+    Yields:
+        Name of the ablation, setting, variant.
     """
     bases = {
         method: replace(readout, model_output=output, unit_norm=method == DAS)
@@ -106,7 +115,16 @@ def candidates(
     share: float,
 ) -> Bool[Tensor, "query train"]:
     """True for the `share` of the train images, at least one, that raw pixels (cosine) rank first
-    for a query; of equals, the first."""
+    for a query; of equals, the first.
+
+    Args:
+        queries: pixels in [-1, 1].
+        train: pixels in [-1, 1].
+        share: above 0, at most 1.
+
+    Returns:
+        Which train images are candidates, for every query.
+    """
     order = pixel_scores(queries, train, kind="cosine").argsort(dim=1, descending=True, stable=True)
     return torch.zeros_like(order, dtype=torch.bool).scatter_(
         1, order[:, : max(1, round(share * len(train)))], True

@@ -21,6 +21,7 @@ __all__ = [
     "Posterior",
     "Windows",
     "merge",
+    "noised",
     "patch_posterior",
     "patch_scores",
     "shared_noise",
@@ -41,11 +42,50 @@ def shared_noise(
     queries: Float[Tensor, "query chan row col"], timestep: int, noise_seed: int, draw: int = 0
 ) -> Float[Tensor, "chan row col"]:
     """The noise image that all queries share at a timestep (as in the released code; its values are
-    our own draw)."""
+    our own draw).
+
+    Args:
+        queries: the images, of which only shape, dtype and device matter.
+        timestep: part of the noise's name.
+        noise_seed: part of the noise's name.
+        draw: number of the noise image at this timestep and seed.
+
+    Returns:
+        Standard normal noise.
+    """
     later = [draw] if draw else []
     return torch.randn(
         queries.shape[1:], generator=rng.generator("patch noise", noise_seed, timestep, *later)
     ).to(queries)
+
+
+def noised(
+    queries: Float[Tensor, "query chan row col"],
+    timestep: int,
+    noise: Float[Tensor, "chan row col"] | None,
+) -> Float[Tensor, "query chan row col"]:
+    """x_t = √ᾱ_t x + √(1-ᾱ_t) ε, with one ε for all queries.
+
+    Args:
+        queries: clean images in [-1, 1].
+        timestep: 0…999.
+        noise: ε; None: no noise, x_t = √ᾱ_t x.
+
+    Returns:
+        x_t.
+
+    Raises:
+        InputError: if `noise` is not a finite image of the queries' shape.
+    """
+    if noise is None:
+        return signal(timestep) * queries
+    noise = torch.as_tensor(noise).to(queries)
+    if noise.shape != queries.shape[1:] or not torch.isfinite(noise).all():
+        raise InputError(
+            f"noise must be one finite image of shape {tuple(queries.shape[1:])}, not"
+            f" {tuple(noise.shape)}"
+        )
+    return signal(timestep) * queries + sigma(timestep) * noise
 
 
 def patch_posterior(
@@ -67,21 +107,33 @@ def patch_posterior(
 
     Each patch of x_t = √ᾱ_t x + √(1-ᾱ_t) ε is compared with all patches of all train images; their
     weights are a softmax of -‖x_t - √ᾱ_t y‖² / (2 (1-ᾱ_t)). An image's share of a query patch is
-    the sum of its `top_k` largest weights (None: all).
+    the sum of its `top_k` largest weights. Source: NDA, Eq. 10-12 and 15; the border rule, the
+    pooling weights and the grid of even windows are those of the released code.
 
-    queries, train: pixels in [-1, 1], one dtype and device. timestep: 0…999. patch: side of the
-    window in pixels, 1 … the image's side; it starts (patch-1)//2 pixels before its position, and
-    positions are pixels, less the last row and column if `patch` is even. coarse: compare windows
-    (of even side) after pooling blocks of 2 x 2 pixels to half their sum, which keeps the noise at
-    unit variance. borders: `"match"`, a window meets only windows with the same pixels outside the
-    image, or `"zero"`, what is outside is 0 and all windows meet. noise: the ε that all queries
-    share; None: no noise, x_t = √ᾱ_t x. temperature: factor on the variance 1-ᾱ_t in the softmax.
-    rows: only these rows of positions of the queries. engine: `"fused"` (C++, CPU), `"box"` (torch,
-    for GPUs), `"conv"` (the paper's convolution), `"naive"` (the definition, slow) or `"auto"`:
-    fused on the CPU if there is a compiler, else conv; box elsewhere. All give the same numbers.
-    The result takes query · position · train numbers of memory. Raises InputError. Source: NDA, Eq.
-    10-12 and 15; the border rule, the pooling weights and the grid of even windows are those of the
-    released code.
+    Args:
+        queries: pixels in [-1, 1].
+        train: pixels in [-1, 1], of the queries' dtype and device.
+        timestep: 0…999.
+        patch: side of the window in pixels, 1 … the image's side; it starts (patch-1)//2 pixels
+            before its position, and positions are pixels, less the last row and column if `patch`
+            is even.
+        coarse: compare windows (of even side) after pooling blocks of 2 x 2 pixels to half their
+            sum, which keeps the noise at unit variance.
+        top_k: how many weights of a train image count; None: all.
+        borders: `"match"`, a window meets only windows with the same pixels outside the image, or
+            `"zero"`, what is outside is 0 and all windows meet.
+        noise: the ε that all queries share; None: no noise, x_t = √ᾱ_t x.
+        temperature: factor on the variance 1-ᾱ_t in the softmax.
+        engine: `"fused"` (C++, CPU), `"box"` (torch, for GPUs), `"conv"` (the paper's convolution),
+            `"naive"` (the definition, slow) or `"auto"`: fused on the CPU if there is a compiler,
+            else conv; box elsewhere. All give the same numbers.
+        rows: only these rows of positions of the queries.
+
+    Returns:
+        The posterior; it takes query · position · train numbers of memory.
+
+    Raises:
+        InputError: for images or settings that cannot be used.
     """
     check_same_shape(queries, train)
     check_timestep(timestep)
@@ -90,18 +142,13 @@ def patch_posterior(
     run, rows = ENGINES[_pick(engine, queries)], range(windows.grid[0]) if rows is None else rows
     if rows.step != 1 or not 0 <= rows.start < rows.stop <= windows.grid[0]:
         raise InputError(f"rows must be a range of step 1 within 0…{windows.grid[0]}, not {rows}")
-    noisy = signal(timestep) * queries
-    if noise is not None:
-        noise = torch.as_tensor(noise).to(queries)
-        if noise.shape != queries.shape[1:] or not torch.isfinite(noise).all():
-            raise InputError(
-                f"noise must be one finite image of shape {tuple(queries.shape[1:])}, not"
-                f" {tuple(noise.shape)}"
-            )
-        noisy = noisy + sigma(timestep) * noise
-    spread = sigma(timestep) * temperature**0.5
     return run(
-        noisy, signal(timestep) * train, sigma=spread, windows=windows, top_k=top_k, rows=rows
+        noised(queries, timestep, noise),
+        signal(timestep) * train,
+        sigma=sigma(timestep) * temperature**0.5,
+        windows=windows,
+        top_k=top_k,
+        rows=rows,
     )
 
 
@@ -120,9 +167,22 @@ def patch_scores(
     """NDA at one timestep and one scale: `patch_posterior`'s masses summed over the positions of
     each query.
 
-    A score is between 0 and the number of positions. Arguments, units, errors and source are those
-    of `patch_posterior`; memory beyond the result is bounded, whatever the number of queries and
-    train images.
+    Memory beyond the result is bounded, whatever the number of queries and train images. Errors and
+    source are those of `patch_posterior`.
+
+    Args:
+        queries: as in `patch_posterior`, like all that follow.
+        train: the images that scores are of.
+        timestep: 0…999.
+        patch: side of the window in pixels.
+        coarse: whether windows are compared at half the resolution.
+        borders: `"match"` or `"zero"`.
+        noise: the ε that all queries share.
+        engine: its name, or `"auto"`.
+        options: `top_k` and `temperature`.
+
+    Returns:
+        Scores between 0 and the number of positions.
     """
     check_same_shape(queries, train)
     windows = Windows(train.shape[2], train.shape[3], patch, coarse, borders)

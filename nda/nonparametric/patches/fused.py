@@ -73,12 +73,12 @@ class Format:
         vertical box filter adds the rounding of `taps` more.
 
         Args:
-            norm: Largest squared norm of a query window.
-            largest: Largest absolute pixel of the prepared train images.
-            chan: Channels.
-            windows: Of these images.
+            norm: largest squared norm of a query window.
+            largest: largest absolute pixel of the prepared train images.
+            chan: channels.
+            windows: of these images.
             temperature: 2σ².
-            dtype: Of the images.
+            dtype: of the images.
 
         Returns:
             The format.
@@ -108,7 +108,7 @@ class Format:
         """Bits from fixed-point numbers; differences of nearby numbers are exact.
 
         Args:
-            whole: The fixed-point numbers.
+            whole: the fixed-point numbers.
 
         Returns:
             In float64.
@@ -134,8 +134,8 @@ class Format:
         """How far below the best one a weight no longer counts.
 
         Args:
-            patches: All patches of all train images.
-            dtype: Of the input; all that is left out is below its precision.
+            patches: all patches of all train images.
+            dtype: of the input; all that is left out is below its precision.
 
         Returns:
             The distance in fixed point.
@@ -235,10 +235,10 @@ def posterior(
     Args:
         noisy: x_t.
         train: √ᾱ_t y.
-        sigma: Standard deviation of the noise, times the root of the temperature.
-        windows: Of these images.
-        top_k: Largest weights kept per train image; None: all.
-        rows: Rows of the query's positions to look at.
+        sigma: standard deviation of the noise, times the root of the temperature.
+        windows: of these images.
+        top_k: largest weights kept per train image; None: all.
+        rows: rows of the query's positions to look at.
 
     Returns:
         The posterior of the positions in `rows`.
@@ -282,8 +282,7 @@ def _in_threads(
 def _join(
     shards: list[Output], form: Format, share: Float[Tensor, "position train"]
 ) -> Float[Tensor, "position"]:
-    """One query's log-sum of all weights from those of its shards, less its energy; `share` is
-    written in place, for these are the largest arrays."""
+    """One query's log-sum of all weights, but for its energy; `share` is written in place."""
     least = torch.stack([shard.best for shard in shards]).amin(0)
     weights = [shard.total * torch.exp2(-form.value(shard.best - least)) for shard in shards]
     sums = torch.stack(weights).sum(0).log()
@@ -355,8 +354,7 @@ def _address(values: Tensor | np.ndarray) -> ctypes.c_void_p:
 def _integers(
     x: Tensor, windows: Windows, top_k: int | None, rows: range, bits: int, images: int
 ) -> list[np.ndarray]:
-    """`Problem` of fused.cpp, and the ranges of positions that meet: along rows (train image,
-    query) and along columns."""
+    """`Problem` of fused.cpp, and the ranges that meet: along rows (train, query), and columns."""
     edge, positions = (
         windows.before - windows.step + 1,
         windows.positions,
@@ -381,9 +379,9 @@ def _integers(
 def _in_lanes(
     images: Float[Tensor, "image chan row col"], lanes: int
 ) -> Float[Tensor, "block chan row col lane"]:
-    """Images side by side in the lanes of vectors, with a margin before and after: displacements
-    that leave an image read what lies next to it, and forget it. Lanes without an image repeat the
-    last one."""
+    """Images side by side in the lanes of vectors; lanes without one repeat the last."""
+    # A margin before and after: displacements that leave an image read what lies next to it, and
+    # forget it.
     blocks, margin = -(-len(images) // lanes), 8 * lanes
     memory = torch.zeros(blocks * lanes * images[0].numel() + 2 * margin, dtype=images.dtype)
     y = memory[margin:-margin].view(blocks, *images.shape[1:], lanes)

@@ -19,8 +19,19 @@ def posterior(
     top_k: int | None,
     rows: range,
 ) -> Posterior:
-    """See `nda.nonparametric.patches.patch_posterior`; `noisy` is x_t, `train` is √ᾱ_t y, and
-    `rows` are the query's positions to look at."""
+    """See `nda.nonparametric.patches.patch_posterior`.
+
+    Args:
+        noisy: x_t.
+        train: √ᾱ_t y.
+        sigma: standard deviation of the noise, times the root of the temperature.
+        windows: of these images.
+        top_k: largest weights kept per train image; None: all.
+        rows: rows of the query's positions to look at.
+
+    Returns:
+        The posterior of the positions in `rows`.
+    """
     patch, before = windows.patch, windows.before
     positions = [(i, j) for i in range(windows.grid[0]) for j in range(windows.grid[1])]
     # 0 outside the image; a second tensor says what is outside.

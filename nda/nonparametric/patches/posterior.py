@@ -33,16 +33,26 @@ class Posterior:
         return self.log_share.exp()
 
     def scores(self) -> Float[Tensor, "query train"]:
-        """Masses summed over the query's positions."""
+        """Masses summed over the query's positions.
+
+        Returns:
+            Scores.
+        """
         return self.masses.sum(1)
 
 
 def merge(parts: Sequence[Posterior]) -> Posterior:
-    """One posterior from those of disjoint blocks of train images, given in any order; images come
-    out in the order of their numbers.
+    """One posterior from those of disjoint blocks of train images, the same as computing all at
+    once, to rounding.
 
-    The same as computing all at once, to rounding. Raises InputError if an image is in two blocks
-    or the blocks are of other queries.
+    Args:
+        parts: in any order.
+
+    Returns:
+        Their images in the order of their numbers.
+
+    Raises:
+        InputError: if an image is in two blocks or the blocks are of other queries.
     """
     if not parts:
         raise InputError("merge needs at least one posterior")

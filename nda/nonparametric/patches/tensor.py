@@ -39,11 +39,11 @@ def conv(
     kernels are the query's patches.
 
     Args:
-        query: Prepared, in float64.
-        train: Prepared, in float64.
-        windows: Of these images.
-        rows_meet: True: a convolution compares all with all.
-        cols_meet: The same for columns.
+        query: prepared, in float64.
+        train: prepared, in float64.
+        windows: of these images.
+        rows_meet: true: a convolution compares all with all.
+        cols_meet: the same for columns.
 
     Returns:
         Squared distances of all windows that meet.
@@ -77,11 +77,11 @@ def box(
     measured.
 
     Args:
-        query: Prepared, in float64.
-        train: Prepared, in float64.
-        windows: Of these images.
-        rows_meet: Whether a window meets all rows of the train images, or only its own.
-        cols_meet: The same for columns.
+        query: prepared, in float64.
+        train: prepared, in float64.
+        windows: of these images.
+        rows_meet: whether a window meets all rows of the train images, or only its own.
+        cols_meet: the same for columns.
 
     Returns:
         Squared distances of all windows that meet.
@@ -119,8 +119,7 @@ def _box(pairs: Tensor, axes: tuple[int, ...], taps: int, step: int) -> Tensor:
 
 
 def _groups(bands: list[range], distances: Distances) -> list[Group]:
-    """Bands along one axis; for `box`, neighbouring bands of one position, which meet only
-    themselves, make one group."""
+    """Bands along one axis; `box` takes neighbouring bands of one position together."""
     groups: list[Group] = []
     for band in bands:
         single = len(band) == 1 and distances is box
@@ -145,8 +144,7 @@ class Block(NamedTuple):
 def _blocks(
     windows: Windows, rows: range, distances: Distances, block_bytes: int, itemsize: int
 ) -> Iterator[Block]:
-    """All positions in `rows`, in blocks whose distances take at most `block_bytes`, where at least
-    one row of positions and one train image fit."""
+    """All positions in `rows`, in blocks whose distances take at most `block_bytes` if they can."""
     vertical, across = (_groups(bands, distances) for bands in windows.bands())
     for (tall, rows_meet), (wide, cols_meet) in product(vertical, across):
         per_row = (
@@ -186,12 +184,12 @@ def posterior(
     Args:
         noisy: x_t.
         train: √ᾱ_t y.
-        sigma: Standard deviation of the noise, times the root of the temperature.
-        windows: Of these images.
-        top_k: Largest weights kept per train image; None: all.
-        rows: Rows of the query's positions to look at.
+        sigma: standard deviation of the noise, times the root of the temperature.
+        windows: of these images.
+        top_k: largest weights kept per train image; None: all.
+        rows: rows of the query's positions to look at.
         distances: `conv` or `box`.
-        block_bytes: Of the distances of a block, which has at least one row of positions and one
+        block_bytes: of the distances of a block, which has at least one row of positions and one
             train image; changes nothing but memory.
 
     Returns:
@@ -224,8 +222,7 @@ def _block_logs(
     sigma: float,
     top_k: int | None,
 ) -> tuple[Float[Tensor, "u"], Float[Tensor, "train u"]]:
-    """Log-sum-exp of all logits of the block's patches, and of the `top_k` largest of each
-    image."""
+    """Log-sum-exp of all logits of the block's patches, and of each image's `top_k` largest."""
     tops, sums = [], []
     for part in train.split(block.images):
         bank = windows.prepare(exact(part))[:, :, block.region, block.columns]

@@ -1,10 +1,11 @@
 """The windows of one scale: which pixels of a padded image they take, and which may meet."""
 
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from nda.errors import InputError
@@ -12,13 +13,23 @@ from nda.errors import InputError
 
 @dataclass(frozen=True)
 class Windows:
-    """All windows of side `patch` (pixels) of images of `height` x `width`; `coarse` pools their
-    pixels in blocks of 2 x 2.
+    """All windows of one side of images of one size.
 
     A window starts (patch-1)//2 pixels before its position; there are as many positions per axis as
     pixels, one fewer for an even patch. Pooling is relative to the window's own corner, with
     weights of one half, so that pooled unit noise has unit variance (released code): a coarse
     window takes every second pixel of the image that `prepare` has pooled at all four phases.
+
+    Args:
+        height: of the images, in pixels.
+        width: the same.
+        patch: side of a window in pixels of the image, 1 … the image's side.
+        coarse: whether a window's pixels are pooled in blocks of 2 x 2.
+        borders: `"match"`: windows meet only those with the same pixels outside of the image;
+            `"zero"`: all meet, and what is outside is 0.
+
+    Raises:
+        InputError: for windows that the images do not have.
     """
 
     height: int
@@ -78,8 +89,14 @@ class Windows:
     def prepare(
         self, images: Float[Tensor, "image chan row col"]
     ) -> Float[Tensor, "image chan padded_row padded_col"]:
-        """Zeros around, and every 2 x 2 block pooled if the scale is coarse; a window at position
-        (i, j) starts at pixel (i, j) of this."""
+        """Zeros around, and every 2 x 2 block pooled if the scale is coarse.
+
+        Args:
+            images: of this size.
+
+        Returns:
+            Images in which the window at position (i, j) starts at pixel (i, j).
+        """
         padded = F.pad(images, [self.before] * 4)
         if not self.coarse:
             return padded
@@ -87,9 +104,15 @@ class Windows:
         return (pairs[..., :-1, :] + pairs[..., 1:, :]) / 2
 
     def bands(self) -> tuple[list[range], list[range]]:
-        """Ranges of positions along rows and along columns. Windows meet where both bands are the
-        same: with borders `"match"`, where they stick out of the image by the same amount, so that
-        the mask on the logits is never built; else everywhere."""
+        """Ranges of positions whose windows meet.
+
+        Windows meet where both bands are the same: with borders `"match"`, where they stick out of
+        the image by the same amount, so that the mask on the logits is never built; else
+        everywhere.
+
+        Returns:
+            The ranges along rows and along columns.
+        """
         rows, cols = (
             self._bands(side, positions)
             for side, positions in zip((self.height, self.width), self.grid, strict=True)
@@ -110,15 +133,54 @@ class Windows:
             range(start, stop) for start, stop in zip(starts, starts[1:] + [positions], strict=True)
         ]
 
+    def take(
+        self, images: Float[Tensor, "image chan row col"]
+    ) -> Float[Tensor, "image position dim"]:
+        """The pixels of every window, as `prepare` gives them.
+
+        Args:
+            images: of this size.
+
+        Returns:
+            In float64 (float32 on MPS); memory of `dim` images.
+        """
+        return F.unfold(self.prepare(exact(images)), self.taps, dilation=self.step).mT
+
+    def kinds(self) -> Int[Tensor, "position"]:
+        """Which positions may meet.
+
+        Returns:
+            The same number where the bands are the same, counted from 0.
+        """
+        rows, cols = self.bands()
+        numbers = torch.empty(self.grid, dtype=torch.long)
+        for number, (band, across) in enumerate(product(rows, cols)):
+            numbers[band.start : band.stop, across.start : across.stop] = number
+        return numbers.flatten()
+
     def energy(
         self, images: Float[Tensor, "image chan row col"]
     ) -> Float[Tensor, "image position"]:
-        """Squared norm of every window, in float64 (float32 on MPS, which has no float64)."""
+        """Squared norm of every window.
+
+        Args:
+            images: of this size.
+
+        Returns:
+            In float64 (float32 on MPS, which has no float64).
+        """
         squares = self.prepare(exact(images)).square().sum(1, keepdim=True)
         ones = torch.ones(1, 1, self.taps, self.taps, dtype=squares.dtype, device=squares.device)
         return F.conv2d(squares, ones, dilation=self.step).flatten(1)
 
 
 def exact(images: Tensor) -> Tensor:
-    """In the type in which distances are added: float64, except on MPS, which has none."""
+    """Images in the type in which distances are added.
+
+    Args:
+        images: of any type.
+
+    Returns:
+        In float64, except on MPS, which has none.
+    """
     return images if images.device.type == "mps" else images.double()

@@ -19,8 +19,10 @@ from nda.evidence.truth import lds_row, truths
 from nda.model import outputs
 from nda.model.lean import UNet2DModel
 from nda.model.outputs import uniform_timesteps
+from nda.rivals import inner_products
+from nda.rivals.bench import Bench
 from nda.rivals.gradients import Readout, features
-from nda.rivals.kernel import gram
+from nda.rivals.kernel import DAMPINGS, gram
 from nda.rivals.projection import Projection
 from nda.store import Store
 
@@ -41,19 +43,26 @@ def draw(name, *shape):
     return torch.rand(*shape, generator=rng.generator("gradient ablations", name)) * 2 - 1
 
 
+UNET = {
+    "block_out_channels": [4],
+    "layers_per_block": 1,
+    "norm_num_groups": 2,
+    "down_block_types": ["DownBlock2D"],
+    "up_block_types": ["UpBlock2D"],
+    "add_attention": False,
+}
+
+
 def build(name):
     with rng.seeded(name):
-        return UNet2DModel(
-            sample_size=4,
-            in_channels=1,
-            out_channels=1,
-            block_out_channels=(4,),
-            layers_per_block=1,
-            norm_num_groups=2,
-            down_block_types=("DownBlock2D",),
-            up_block_types=("UpBlock2D",),
-            add_attention=False,
-        ).eval()
+        return UNet2DModel(sample_size=4, in_channels=1, out_channels=1, **UNET).eval()
+
+
+def bench(store, results, model="a"):
+    """A bench with the model of that name."""
+    store.delete("model")
+    store.save("model", build(model).state_dict(), parameters={"recipe": {"unet": UNET}})
+    return Bench(store, {}, choose=tuning.chooser(results))
 
 
 def fill(folder):
@@ -74,7 +83,7 @@ def home(tmp_path_factory):
     """The table, and the folder with all that it was computed from and all that was kept."""
     folder = tmp_path_factory.mktemp("gradient ablations")
     store, results = fill(folder)
-    return folder, gradients.table(build("a"), READOUT, **SETTINGS, store=store, results=results)
+    return folder, gradients.table(bench(store, results), READOUT, **SETTINGS, results=results)
 
 
 @pytest.fixture
@@ -89,7 +98,7 @@ def calls(monkeypatch):
     """The readouts whose features are made from now on."""
     made = []
     monkeypatch.setattr(
-        gradients, "features", lambda *a, **k: made.append(a[2]) or features(*a, **k)
+        inner_products, "features", lambda *a, **k: made.append(a[2]) or features(*a, **k)
     )
     return made
 
@@ -137,7 +146,7 @@ def solved(readout, damping, projection=None):
 
 
 def by_hand(
-    results, readout, projection=None, times=lambda scores, kind: scores, dampings=tuning.DAMPINGS
+    results, readout, projection=None, times=lambda scores, kind: scores, dampings=DAMPINGS
 ):
     """Both rows of a variant: its dampings, tried one after the other, the first that is best on
     `select`, and the LDS there."""
@@ -210,9 +219,7 @@ def test_a_damping_that_is_ablated_is_not_chosen(home, setting, damping):
         Store(home[0] / "results"), replace(READOUT, model_output="output_norm"), dampings=[damping]
     )[1]
     assert_rows(home[1], "damping, D-TRAK", setting, expected)
-    shown = [
-        row(home[1], "damping, D-TRAK", f"{d:g}", "val")["select"] for d in tuning.DAMPINGS[::2]
-    ]
+    shown = [row(home[1], "damping, D-TRAK", f"{d:g}", "val")["select"] for d in DAMPINGS[::2]]
     assert (
         len(set(shown)) > 3 and max(shown) <= row(home[1], "K, D-TRAK", "4", "val")["select"] + 1e-6
     )
@@ -275,7 +282,7 @@ def test_every_setting_is_there_once_for_each_kind(home):
     for method in ("TRAK", "D-TRAK", DAS):
         expected += [(f"K, {method}", k) for k in ("2", "4")]
     for method in ("TRAK", "D-TRAK", DAS):
-        expected += [(f"damping, {method}", f"{damping:g}") for damping in tuning.DAMPINGS[::2]]
+        expected += [(f"damping, {method}", f"{damping:g}") for damping in DAMPINGS[::2]]
     for method in ("TRAK", "D-TRAK"):
         expected += [(f"projection, {method}", size) for size in ("16", "64", "none")]
     for method in ("TRAK", "D-TRAK", DAS):
@@ -336,16 +343,12 @@ def test_a_profiles_projection_is_in_every_variant_but_those_of_other_sizes():
 def choices(store, results):
     """The damping of every variant."""
     found = {}
+    stage = bench(store, results)
     for name, setting, variant in gradients.variants(READOUT, **SETTINGS):
-        products = gradients.inner_products(
-            build("a"), variant.readout, [variant.projection], store
-        )[variant.projection]
-        images = {kind: store.load(kind) for kind in COUNTS}
-        near = {
-            kind: gradients.candidates(images[kind], images["train"], variant.share)
-            for kind in ("val", "gen")
-        }
-        found[name, setting] = gradients.tuned_scores(products, near, truths(results, "val"))[0]
+        products = stage.collect(variant.readout, [variant.projection])[variant.projection]
+        found[name, setting] = gradients.tuned_scores(
+            stage, products, variant.readout, variant.share, dampings=variant.dampings
+        )[0]
     return found
 
 
@@ -360,7 +363,7 @@ def test_the_damping_never_sees_the_report(home, world):
     before = choices(store, results)
     assert len(set(before.values())) > 3
     replaced(results, "losses/report-val", "losses/report-gen")
-    table = gradients.table(build("a"), READOUT, **SETTINGS, store=store, results=results)
+    table = gradients.table(bench(store, results), READOUT, **SETTINGS, results=results)
     assert choices(store, results) == before
     for column in ("select", "select_centred"):
         assert table[column].equals(home[1][column])
@@ -387,7 +390,7 @@ def test_gen_has_the_damping_of_val(home):
             chosen = mean_spearman(solved(readout, best)["gen"], "gen", "select", results)
             oracle = max(
                 mean_spearman(solved(readout, damping)["gen"], "gen", "select", results)
-                for damping in tuning.DAMPINGS
+                for damping in DAMPINGS
             )
             assert row(table, f"K, {method}", k, "gen")["select"] == pytest.approx(chosen, abs=1e-6)
             other.append(oracle > chosen + 1)
@@ -399,23 +402,31 @@ def test_gen_has_the_damping_of_val(home):
 
 def test_a_second_run_makes_no_features(home, world, calls):
     store, results = world
-    again = gradients.table(build("a"), READOUT, **SETTINGS, store=store, results=results)
+    again = gradients.table(bench(store, results), READOUT, **SETTINGS, results=results)
     assert not calls
     pd.testing.assert_frame_equal(again, home[1])
 
 
 def test_each_readout_is_passed_once_whatever_is_projected(tmp_path, calls):
     store, results = fill(tmp_path)
-    gradients.table(build("a"), READOUT, **FEW, store=store, results=results)
+    gradients.table(bench(store, results), READOUT, **FEW, results=results)
     readouts = {variant.readout for _, _, variant in gradients.variants(READOUT, **FEW)}
     assert len(calls) == 3 * len(readouts) and set(calls) == readouts
 
 
 def test_only_what_is_missing_is_made(home, world, calls):
     store, results = world
-    store.delete("parts/gradients/loss-k4-d16")
-    store.delete("parts/gradients/output_mean-k2-unit")
-    again = gradients.table(build("a"), READOUT, **SETTINGS, store=store, results=results)
+    lost = [
+        name
+        for name in store.names()
+        if name.startswith(
+            ("parts/products/model-loss-k4-d16-", "parts/products/model-output_mean-k2-unit-")
+        )
+    ]
+    assert len(lost) == 6
+    for name in lost:
+        store.delete(name)
+    again = gradients.table(bench(store, results), READOUT, **SETTINGS, results=results)
     unit = Readout("output_mean", (0, 500), noise_seed=5, unit_norm=True)
     assert calls == [READOUT] * 3 + [unit] * 3 or calls == [unit] * 3 + [READOUT] * 3
     pd.testing.assert_frame_equal(again, home[1])
@@ -423,35 +434,42 @@ def test_only_what_is_missing_is_made(home, world, calls):
 
 @pytest.mark.parametrize("change", [None, "weights", "train", "val", "gen", "noise"])
 def test_nothing_is_reused_after_a_change(world, calls, change):
-    store, _ = world
+    store, results = world
     projections = [None, Projection(16)]
-    before = gradients.inner_products(build("a"), READOUT, projections, store)
+    before = bench(store, results).collect(READOUT, projections)
     if change in COUNTS:
+        store.delete(change)
         store.save(
             change, draw(f"another {change}", COUNTS[change], 1, 4, 4), axes="image chan row col"
         )
-    model, readout = (
-        build("b" if change == "weights" else "a"),
-        replace(READOUT, noise_seed=6 if change == "noise" else 5),
-    )
-    found = gradients.inner_products(model, readout, projections, store)
-    assert len(calls) == (3 if change else 0)
+    name = "b" if change == "weights" else "a"
+    readout = replace(READOUT, noise_seed=6 if change == "noise" else 5)
+    found = bench(store, results, name).collect(readout, projections)
+    # other queries need the train features again, but no other kind
+    made_anew = {None: 0, "val": 2, "gen": 2}.get(change, 3)
+    assert len(calls) == made_anew
     for p in projections:
-        made = {kind: features(model, store.load(kind), readout, projection=p) for kind in COUNTS}
+        made = {
+            kind: features(build(name), store.load(kind), readout, projection=p) for kind in COUNTS
+        }
         for kind in COUNTS:
             torch.testing.assert_close(
-                found[p][kind], gram(made[kind], made["train"]), rtol=1e-5, atol=1e-9
+                found[p][kind].cross, gram(made[kind], made["train"]), rtol=1e-5, atol=1e-9
             )
             same = change is None or (change in ("val", "gen") and kind != change)
-            assert torch.equal(found[p][kind], before[p][kind]) == same
-    again = gradients.inner_products(model, readout, projections, store)
-    assert len(calls) == (3 if change else 0)
-    assert all(torch.equal(again[p][kind], found[p][kind]) for p in projections for kind in COUNTS)
+            assert torch.equal(found[p][kind].cross, before[p][kind].cross) == same
+    again = bench(store, results, name).collect(readout, projections)
+    assert len(calls) == made_anew
+    assert all(
+        torch.equal(again[p][kind].cross, found[p][kind].cross)
+        for p in projections
+        for kind in COUNTS
+    )
 
 
 def test_a_changed_model_makes_another_table(home, world, calls):
     store, results = world
-    again = gradients.table(build("b"), READOUT, **FEW, store=store, results=results)
+    again = gradients.table(bench(store, results, "b"), READOUT, **FEW, results=results)
     both = again.merge(
         home[1],
         on=["ablation", "setting", "queries"],
@@ -472,8 +490,8 @@ def test_at_most_the_train_features_are_held_when_others_are_made(tmp_path, monk
         made.append(weakref.ref(own.untyped_storage()))
         return own
 
-    monkeypatch.setattr(gradients, "features", watched)
-    gradients.table(build("a"), READOUT, **FEW, store=store, results=results)
+    monkeypatch.setattr(inner_products, "features", watched)
+    gradients.table(bench(store, results), READOUT, **FEW, results=results)
     assert set(held) == {(TRAIN, 0), (COUNTS["val"], 1), (COUNTS["gen"], 1)}
 
 
@@ -489,7 +507,7 @@ def test_at_most_the_train_features_are_held_when_others_are_made(tmp_path, monk
 def test_bad_settings_are_found_before_anything_is_computed(tmp_path, calls, changed, reason):
     store, results = fill(tmp_path)
     with pytest.raises(InputError, match=reason):
-        gradients.table(build("a"), READOUT, **SETTINGS | changed, store=store, results=results)
+        gradients.table(bench(store, results), READOUT, **SETTINGS | changed, results=results)
     assert not calls
 
 
@@ -497,4 +515,4 @@ def test_missing_images_name_their_notebook(tmp_path):
     store, results = fill(tmp_path)
     store.delete("gen")
     with pytest.raises(InputError, match="run notebook 02_diffusion_model first"):
-        gradients.table(build("a"), READOUT, **SETTINGS, store=store, results=results)
+        gradients.table(bench(store, results), READOUT, **SETTINGS, results=results)
