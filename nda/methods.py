@@ -259,7 +259,11 @@ def recorded(results: Store, which: str) -> dict[str, Method]:
             method = METHODS[made["method"]].varied(**made["variant"])
             found[file.removeprefix("effects/").removesuffix(f"-{which}")] = method
     order = list(METHODS)
-    return dict(sorted(found.items(), key=lambda pair: (order.index(pair[1].key), pair[0])))
+
+    def place(pair: tuple[str, Method]) -> tuple[int, list[tuple[str, Any]]]:
+        return order.index(pair[1].key), sorted(pair[1].variant.items())
+
+    return dict(sorted(found.items(), key=place))
 
 
 def _paler(colour: str) -> str:

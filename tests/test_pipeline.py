@@ -81,3 +81,11 @@ def test_find_is_unambiguous():
     assert notebooks.find("05") == "05_nda"
     with pytest.raises(InputError, match="no single notebook"):
         notebooks.find("0")
+
+
+def test_a_number_names_all_of_its_pages():
+    assert notebooks.numbered("07") == ["07a_gradients", "07b_kernels", "07c_das"]
+    assert notebooks.numbered("07b") == ["07b_kernels"] and notebooks.numbered("05") == ["05_nda"]
+    for number in ("0", "77", ""):
+        with pytest.raises(InputError, match="no single notebook"):
+            notebooks.numbered(number)
