@@ -213,7 +213,7 @@ class Store:
         }
         self._replace({self._path(name, suffix): payload, self._sidecar(name): _json(sidecar)})
 
-    def correct(self, name: str, *, reason: str, date: str, **changed: Any) -> None:
+    def correct(self, name: str, *, reason: str, date: str, **changed: Any) -> bool:
         """Put right what the sidecar of a result says, without touching the result, and say so
         under `"corrected"`. Where all is right already, nothing is written.
 
@@ -222,11 +222,16 @@ class Store:
             reason: why it was wrong.
             date: of the correction, as YYYY-MM-DD.
             changed: the true `parameters`, `inputs` or other entries.
+
+        Returns:
+            Whether anything had to be put right.
         """
         info = self.info(name)
-        if (right := info | plain(changed)) != info:
+        right = info | plain(changed)
+        if wrong := right != info:
             right["corrected"] = {"date": date, "reason": reason}
             self._replace({self._sidecar(name): _json(right)})
+        return wrong
 
     def matches(self, name: str, parameters: Mapping[str, Any], inputs: Mapping[str, str]) -> bool:
         """Whether `name` is here, computed with these parameters from these inputs, so that it need

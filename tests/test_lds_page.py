@@ -21,7 +21,6 @@ from nda.methods import METHODS
 ROOT = Path(__file__).parent.parent
 HALF = {"val": slice(1, None, 2), "gen": slice(None)}
 CENTRING = {"plain": np.asarray, "centred": lambda values: values - values.mean(-1, keepdims=True)}
-KEYS = {method.label: key for key, method in METHODS.items()}
 RETRAINED = ("empirical_influence", "datamodel")  # fitted on the page
 
 

@@ -1,18 +1,22 @@
 """The shipped benchmark, profile `small`: its sizes and budget, its ceilings, its settings chosen
 on `select` alone."""
 
+import hashlib
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
 from nda import rng
 from nda.artefact import notebooks
 from nda.errors import InputError
-from nda.evidence import lds, scorecard
+from nda.evidence import scorecard
 from nda.evidence.ablations.nonparametric import best_windows
-from nda.evidence.truth import REPORT
-from nda.methods import METHODS
+from nda.evidence.truth import FAMILIES, REPORT, Truth, check_results, recorded_effects
+from nda.methods import CHECKPOINTS, METHODS, MODEL, recorded
 from nda.rivals import retrained
-from nda.store import Store
+from nda.store import Store, digest_json
 
 SMALL = Store.shipped("small")
 AXES = "subset seed query group"
@@ -36,24 +40,20 @@ def test_it_was_made_within_the_budget():
 
 @pytest.mark.parametrize(
     ("transform", "least"),
-    [(lambda losses: losses, 55), (lds.centre, 60)],
+    [(lambda truth: truth, 55), (Truth.centred, 60)],
     ids=["plain", "centred"],
 )
 def test_the_ceiling_of_validation_queries_is_high_enough(transform, least):
-    losses = SMALL.load("losses/report-val", AXES)[:, :, REPORT["val"]].double().mean(3)
-    _, ceiling = lds.seed_ceiling(transform(losses))
+    _, ceiling = transform(Truth.load(SMALL, "report", "val")).seed_ceiling()
     assert 100 * ceiling >= least
 
 
 @pytest.mark.parametrize("queries", REPORT)
 def test_nda_is_above_the_null(queries):
-    part = REPORT[queries]
-    effects = {m: SMALL.load(f"effects/{m}-{queries}")[:, part].double() for m in ("nda", "random")}
-    losses = SMALL.load(f"losses/report-{queries}", AXES)[:, :, part].double().mean((1, 3))
-    assert (
-        lds.summary(effects, losses, reference="random").set_index("method").loc["nda", "gain_low"]
-        > 0
-    )
+    truth = Truth.load(SMALL, "report", queries)
+    effects = {m: recorded_effects(SMALL, truth)[m] for m in ("nda", "random")}
+    rows = truth.summary(effects, reference="random").set_index("method")
+    assert rows.loc["nda", "gain_low"] > 0
 
 
 def test_ndas_settings_are_those_that_are_best_on_select():
@@ -82,19 +82,84 @@ def test_a_stranger_with_random_scores_gets_zero(queries):
 
 
 def test_transposed_scores_are_refused_although_the_matrix_is_square():
-    losses = SMALL.load("losses/select-val", AXES).mean((1, 3))
-    scores = retrained.datamodel(losses, SMALL.load("masks/select"))
+    truth = Truth.load(SMALL, "select", "val", "all")
+    scores = retrained.datamodel(truth.mean, truth.masks)
     with pytest.raises(InputError, match="look transposed"):
         scorecard.score(scores.T, "val", SMALL)
 
 
 def test_every_method_is_in_the_tables_or_could_not_run():
-    missing = {
-        m for m in METHODS if not any(f"effects/{m}-{queries}" in SMALL for queries in REPORT)
+    found = {run.key for which in REPORT for run in recorded(SMALL, which).values()}
+    could_not = {"clip_dot", "clip_cosine", "empirical_influence", "datamodel"}
+    assert set(METHODS) - found <= could_not  # no weights; fitted on the page
+
+
+# ---- what is recorded
+
+
+def parameters():
+    """Those of the profile, by the names that notebooks give them."""
+    known = (pair for name in notebooks.notebooks() for pair in notebooks.defaults(name).items())
+    return dict(known) | notebooks.profile("small")
+
+
+RUNS = [(name, which) for which in REPORT for name in recorded(SMALL, which)]
+
+
+@pytest.mark.parametrize(("name", "which"), RUNS)
+def test_every_sidecar_says_what_the_catalogue_does(name, which):
+    method, info = recorded(SMALL, which)[name], SMALL.info(f"effects/{name}-{which}")
+    said = info["parameters"]
+    assert said.keys() == {"method", "variant", "settings", "damping"}
+    assert method.name == name and said["settings"] == method.settings(parameters())
+    tried = method.tried(parameters())
+    assert bool(said["damping"]) == bool(tried)
+    if tried:
+        assert said["damping"].keys() == {"value", "tried", "chosen_on"}
+        assert said["damping"]["tried"] == tried
+        assert said["damping"]["value"] in [*tried, "not recorded"]
+    assert ("model" in info["inputs"]) == (method.needs in (MODEL, CHECKPOINTS))
+    assert info["corrected"]["reason"] and info["corrected"]["date"] == "2026-11-25"
+
+
+@pytest.mark.parametrize(
+    ("key", "output", "unit_norm"),
+    [
+        ("trak", "loss", False),
+        ("d_trak", "output_norm", False),
+        ("das", "output_mean", False),
+        ("das_code", "output_mean", True),
+    ],
+)
+@pytest.mark.parametrize("variant", ["", "-k10"])
+def test_each_methods_own_readout_is_recorded(key, output, unit_norm, variant):
+    for which in REPORT:
+        said = SMALL.info(f"effects/{key}{variant}-{which}")["parameters"]["settings"]
+        assert (said["model_output"], said["unit_norm"]) == (output, unit_norm)
+        assert len(said["timesteps"]) == (10 if variant else 100)
+
+
+def test_arrays_are_those_that_were_shipped_first():
+    """Sidecars were corrected; not a byte of what they describe was."""
+    known = json.loads((Path(__file__).parent / "small_sha256.json").read_text())
+    files = [f for f in SMALL.folder.rglob("*") if f.suffix in (".safetensors", ".csv")]
+    found = {
+        file.relative_to(SMALL.folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in files
     }
-    assert missing <= {
-        "clip_dot",
-        "clip_cosine",
-        "empirical_influence",
-        "datamodel",
-    }  # no weights; fitted on the page
+    assert found == known and len(known) == 86
+
+
+def test_the_results_belong_together_and_say_so():
+    check_results(SMALL)
+    model = SMALL.info("model")["parameters"]["recipe"]
+    for family in FAMILIES:
+        for which in REPORT:
+            inputs = SMALL.info(f"losses/{family}-{which}")["inputs"]
+            assert inputs.keys() == {f"masks/{family}", "train", which, "recipe"}
+            assert inputs["recipe"] == digest_json(model)
+
+
+def test_the_page_of_provenance_says_that_sidecars_were_corrected():
+    page = (SMALL.folder / "PROVENANCE.md").read_text()
+    assert "No array or table was touched." in page and "| 2026-11-25 |" in page

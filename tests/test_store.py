@@ -188,10 +188,10 @@ def test_a_correction_is_marked_and_leaves_the_result(store):
     before, file = store.info("x"), store.folder / "x.safetensors"
     payload = file.read_bytes()
     said = {"date": "2026-01-02", "reason": "it was not so"}
-    store.correct("x", parameters={"unit_norm": False}, **said)
+    assert not store.correct("x", parameters={"unit_norm": False}, **said)
     assert store.info("x") == before  # nothing to put right
-    for _ in range(2):
-        store.correct("x", parameters={"unit_norm": True, "k": (1, 2)}, **said)
+    for wrong in (True, False):
+        assert store.correct("x", parameters={"unit_norm": True, "k": (1, 2)}, **said) == wrong
         assert store.info("x") == before | {
             "parameters": {"unit_norm": True, "k": [1, 2]},
             "corrected": said,
