@@ -31,6 +31,8 @@ def book(request, tmp_path_factory):
     for name in ("_config.yml", "_toc.yml"):
         shutil.copy(ROOT / name, folder)
     shutil.copytree(ROOT / "book", folder / "book", ignore=shutil.ignore_patterns("runs"))
+    for name in ("examples", "nda"):  # pages show their source
+        (folder / name).symlink_to(ROOT / name)
     shutil.copytree(tiny / "book/runs", folder / "book/runs")
     builder = Path(sys.executable).parent / "jupyter-book"
     command = [builder, "build", ".", "-n", "-W", "--keep-going"]
