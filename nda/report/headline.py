@@ -36,7 +36,8 @@ def headline(
         A row per method of `HEADLINE` that is in the tables, and the ceiling; cells are text.
     """
     kinds = {"val": "held-out", "gen": "generated"}
-    columns: dict[str, dict[str, str]] = {"looks at": {}}
+    columns: dict[str, dict[str, str]] = {}
+    seen: dict[str, str] = {}
     for which, summary in summaries.items():
         ceiling, low, high = ceilings[which]
         scores = summary.set_index("method").to_dict("index")
@@ -44,11 +45,11 @@ def headline(
         columns[shown], columns[shares] = {}, {}
         for row in [row for row in HEADLINE if row in scores]:
             lds = scores[row]
-            columns["looks at"][label(row)] = METHODS[row].needs
+            seen[label(row)] = METHODS[row].needs
             columns[shown][label(row)] = f"{lds['lds']:.1f} {interval(lds['low'], lds['high'])}"
             columns[shares][label(row)] = f"{100 * lds['lds'] / (ceiling or np.nan):.0f}"
         columns[shown]["Ceiling"] = f"{ceiling:.1f} {interval(low, high)}"
-    return pd.DataFrame(columns).fillna("")
+    return pd.DataFrame(columns | {"looks at": seen}).fillna("")
 
 
 def markdown(table: pd.DataFrame) -> str:
@@ -58,8 +59,8 @@ def markdown(table: pd.DataFrame) -> str:
         table: a row per line; its index is the first column.
 
     Returns:
-        Lines of a pipe table; columns after the first two are set to the right.
+        Lines of a pipe table; the columns between the first and the last are set to the right.
     """
-    lines = [["", *table.columns], ["---", "---", *["---:"] * (len(table.columns) - 1)]]
+    lines = [["", *table.columns], ["---", *["---:"] * (table.shape[1] - 1), "---"]]
     lines += [[str(name), *cells] for name, cells in zip(table.index, table.values, strict=True)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
