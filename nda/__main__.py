@@ -14,7 +14,6 @@ from nda.artefact import notebooks, release
 from nda.errors import InputError
 from nda.evidence import scorecard
 from nda.evidence.truth import REPORT
-from nda.store import Store
 
 
 def parser() -> argparse.ArgumentParser:
@@ -145,9 +144,8 @@ def _retrain(options: argparse.Namespace) -> None:
 
 def _score(options: argparse.Namespace) -> None:
     scores = scorecard.load_scores(options.file)
-    own, shipped = Store.results(options.profile), Store.shipped(options.profile)
-    results = shipped if shipped.folder.is_dir() and "masks/report" not in own else own
-    print(scorecard.score(scores, options.queries, results, resamples=options.resamples))
+    asked = {"resamples": options.resamples}
+    print(scorecard.score(scores, options.queries, options.profile, **asked))
 
 
 def _ship(options: argparse.Namespace) -> None:

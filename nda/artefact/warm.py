@@ -139,8 +139,7 @@ def serve(number: str, *modules: str) -> None:
 
 
 def _fork(listener: socket.socket, asked: socket.socket) -> int:
-    """Fork the kernel that a launcher asks for, with its streams, folder and environment; 0 if the
-    launcher has gone."""
+    """Fork the kernel that a launcher asks for, with its streams; 0 if the launcher has gone."""
     _, streams, _, _ = socket.recv_fds(asked, 1, 3)
     settings = asked.makefile().readline()
     process = os.fork() if settings else 0

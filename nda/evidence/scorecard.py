@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from torch import Tensor
 
 from nda.errors import InputError
@@ -116,7 +116,7 @@ def load_scores(path: Path | str) -> Float[Tensor, "query train"]:
 
 
 def score(
-    scores: Float[Tensor, "query train"],
+    scores: Num[Tensor, "query train"],
     which: str,
     results: Store | str,
     *,

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from nda.errors import InputError, check_timestep
-from nda.nonparametric.patches import Windows, shared_noise
+from nda.nonparametric.patches import Windows, check_posterior, shared_noise
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,12 @@ class Scale:
     patch: int
     coarse: bool = False
     weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.patch, bool) or not isinstance(self.patch, int):
+            raise InputError(f"patch must be an integer number of pixels, not {self.patch!r}")
+        if not isinstance(self.weight, int | float) or not 0 <= self.weight < float("inf"):
+            raise InputError(f"weights of scales must be finite, not negative: {self.weight!r}")
 
 
 @dataclass(frozen=True)
@@ -82,13 +88,9 @@ class NDAConfig:
         if isinstance(self.draws, bool) or not isinstance(self.draws, int) or self.draws < 0:
             raise InputError(f"draws must be an integer of at least 0, not {self.draws!r}")
         weights = [scale.weight for scales in self.scales.values() for scale in scales]
-        if not all(
-            isinstance(w, int | float) and 0 <= w < float("inf") for w in weights
-        ) or not all(sum(s.weight for s in scales) > 0 for scales in self.scales.values()):
-            raise InputError(
-                "the weights of scales must be finite, not negative and not all 0 at a timestep,"
-                f" not {weights}"
-            )
+        if not all(sum(s.weight for s in scales) > 0 for scales in self.scales.values()):
+            raise InputError(f"the weights of scales must not all be 0 at a timestep: {weights}")
+        check_posterior(self.top_k, self.temperature)
 
     @classmethod
     def single(

@@ -24,11 +24,11 @@ class Provenance:
     the position (row, column) of the one patch of that image that weighs most.
     """
 
-    masses: Float[Tensor, "row col train"]
-    entropy: Float[Tensor, "row col"]
-    image: Int[Tensor, "row col few"]
-    mass: Float[Tensor, "row col few"]
-    source: Int[Tensor, "row col few 2"]
+    masses: Float[Tensor, "grid_row grid_col train"]
+    entropy: Float[Tensor, "grid_row grid_col"]
+    image: Int[Tensor, "grid_row grid_col few"]
+    mass: Float[Tensor, "grid_row grid_col few"]
+    source: Int[Tensor, "grid_row grid_col few 2"]
 
 
 def provenance(
@@ -80,7 +80,7 @@ def used_pixels(
     train: Float[Tensor, "train chan row col"],
     image: int,
     **options: Any,
-) -> Float[Tensor, "row col"]:
+) -> Float[Tensor, "grid_row grid_col"]:
     """Which patches of a train image the query uses: the mass of each of its positions, summed over
     the query's positions.
 

@@ -148,34 +148,21 @@ def _stream(
     groups, rows = (times, draws) if readout.unit_norm else (1, times * draws)
     shape = images.shape[-3:]
     noise = readout.noise(shape).to(images).reshape(groups, rows, *shape)
-    timesteps = (
-        torch.tensor(readout.timesteps, device=images.device)
-        .repeat_interleave(draws)
-        .reshape(groups, rows)
-    )
+    timesteps = torch.tensor(readout.timesteps, device=images.device)
+    timesteps = timesteps.repeat_interleave(draws).reshape(groups, rows)
     gradients = _vmapped if rows < FEW else _looped
-    for clean in images.split(
-        max(1, batch // (groups * rows))
-    ):  # [example, 1 or timestep, chan, row, col]
-        n = len(clean)
-        clean = (
-            clean.expand(-1, times, *shape)
-            .repeat_interleave(draws, 1)
-            .reshape(n, groups, rows, *shape)
-        )
+    for clean in images.split(max(1, batch // (groups * rows))):
+        n = len(clean)  # [example, 1 or timestep, chan, row, col]
+        clean = clean.expand(-1, times, *shape).repeat_interleave(draws, 1)
+        clean = clean.reshape(n, groups, rows, *shape)
         total = images.new_zeros(())
         for some in torch.arange(groups).split(max(1, batch // (n * rows))):
-            t, eps = (
-                timesteps[some].repeat(n, 1),
-                noise[some].repeat(n, 1, 1, 1, 1),
-            )  # [example * group, row, ...]
-            noisy = add_noise(
-                clean[:, some].reshape(-1, *shape), t.flatten(), eps.flatten(0, 1)
-            ).reshape(eps.shape)
-            with (
-                torch.enable_grad(),
-                sdpa_kernel(SDPBackend.MATH),
-            ):  # fused attention need not work under vmap
+            t = timesteps[some].repeat(n, 1)  # [example * group, row]
+            eps = noise[some].repeat(n, 1, 1, 1, 1)
+            images_of = clean[:, some].reshape(-1, *shape)
+            noisy = add_noise(images_of, t.flatten(), eps.flatten(0, 1)).reshape(eps.shape)
+            # fused attention need not work under vmap
+            with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
                 vectors = gradients(output, parameters, (noisy, t, eps), batch).div_(rows)
             vectors = F.normalize(vectors, dim=1) if readout.unit_norm else vectors
             total = total + vectors.unflatten(0, (n, -1)).sum(1) / groups

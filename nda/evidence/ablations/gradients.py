@@ -76,34 +76,22 @@ def variants(
     kernels = {method: base for method, base in bases.items() if method != DAS}
     for method, base in bases.items():
         for number in ks:
-            yield (
-                f"K, {method}",
-                str(number),
-                Variant(replace(base, timesteps=uniform_timesteps(number)), projection),
-            )
+            at = replace(base, timesteps=uniform_timesteps(number))
+            yield f"K, {method}", str(number), Variant(at, projection)
     for method, base in bases.items():
         for damping in DAMPINGS[::2]:
-            yield (
-                f"damping, {method}",
-                f"{damping:g}",
-                Variant(base, projection, dampings=(damping,)),
-            )
+            variant = Variant(base, projection, dampings=(damping,))
+            yield f"damping, {method}", f"{damping:g}", variant
     for method, base in kernels.items():
         for size in dict.fromkeys([*map(Projection, dims), projection]):
             yield f"projection, {method}", str(size.dim) if size else "none", Variant(base, size)
     for method, base in bases.items():
         for setting, parts in (("all", ()), ("up-blocks", ("up_blocks",))):
-            yield (
-                f"up-blocks only, {method}",
-                setting,
-                Variant(replace(base, parts=parts), projection),
-            )
+            variant = Variant(replace(base, parts=parts), projection)
+            yield f"up-blocks only, {method}", setting, variant
     for setting, unit_norm in (("no", False), ("yes", True)):
-        yield (
-            f"length one, {DAS}",
-            setting,
-            Variant(replace(bases[DAS], unit_norm=unit_norm), projection),
-        )
+        variant = Variant(replace(bases[DAS], unit_norm=unit_norm), projection)
+        yield f"length one, {DAS}", setting, variant
     for method, base in kernels.items():
         for share in shares:
             yield f"candidates, {method}", f"{share:g}", Variant(base, projection, share)

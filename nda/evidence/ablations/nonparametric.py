@@ -129,10 +129,10 @@ def settings(
 
 
 def _with_a_third(both: NDAConfig) -> dict[str, NDAConfig]:
-    """Single pixels, or a window that is larger by four, as a third scale of a third of the weight;
-    the others keep their mix."""
+    """Single pixels, or a window larger by four, as a third scale of a third of the weight."""
     pixels, larger = dict[int, tuple[Scale, ...]](), dict[int, tuple[Scale, ...]]()
     for timestep, scales in both.scales.items():
+        # the others keep their mix
         third = sum(scale.weight for scale in scales) / 2
         pixels[timestep] = (Scale(1, weight=third), *scales)
         larger[timestep] = (*scales, Scale(scales[0].patch + 4, weight=third))

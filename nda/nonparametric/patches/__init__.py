@@ -138,7 +138,7 @@ def patch_posterior(
     check_same_shape(queries, train)
     check_timestep(timestep)
     windows = Windows(train.shape[2], train.shape[3], patch, coarse, borders)
-    _check(top_k, temperature)
+    check_posterior(top_k, temperature)
     run, rows = ENGINES[_pick(engine, queries)], range(windows.grid[0]) if rows is None else rows
     if rows.step != 1 or not 0 <= rows.start < rows.stop <= windows.grid[0]:
         raise InputError(f"rows must be a range of step 1 within 0…{windows.grid[0]}, not {rows}")
@@ -218,7 +218,16 @@ def patch_scores(
     return out
 
 
-def _check(top_k: object, temperature: float) -> None:
+def check_posterior(top_k: object, temperature: object) -> None:
+    """Check what a posterior is asked for.
+
+    Args:
+        top_k: a positive integer, or None for all.
+        temperature: a positive number.
+
+    Raises:
+        InputError: for anything else.
+    """
     if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
         raise InputError(f"top_k must be a positive integer or None for all, not {top_k!r}")
     if not isinstance(temperature, int | float) or not 0 < temperature < float("inf"):
