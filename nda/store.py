@@ -393,8 +393,7 @@ class Store:
                 )
 
     def _replace(self, files: Mapping[Path, bytes]) -> None:
-        """Write all files or none; the last one is the sidecar, without which a result does not
-        exist."""
+        """Write all files or none; the last is the sidecar, without which a result is not there."""
         temporary: dict[Path, Path] = {}
         sidecar = list(files)[-1]
         try:

@@ -47,6 +47,20 @@ def results(home, page):
     }
 
 
+@pytest.fixture(scope="module")
+def labels(home, page):
+    """The name of every run, recorded or fitted on the page, with its label; `d_trak-k10` is
+    D-TRAK with the K that its sidecar says."""
+    profile = page["metadata"]["papermill"]["parameters"]["profile"]
+    found = {key: METHODS[key].label for key in RETRAINED}
+    for file in (home / "data/results" / profile / "effects").glob("*.json"):
+        said = json.loads(file.read_text())["parameters"]
+        extra = [f"{name}\u00a0=\u00a0{value}" for name, value in said["variant"].items()]
+        name = file.stem.rsplit("-", 1)[0]
+        found[name] = ", ".join([METHODS[said["method"]].label, *extra])
+    return found
+
+
 def tables(page):
     """Every table of the page as `{(block, row): [cells]}`, with its header."""
     for cell in page["cells"]:
@@ -82,14 +96,14 @@ def ends(cell):
     return np.array([float(end) for end in cell.strip("[]").split(",")])
 
 
-def difference(page, kind, queries, key):
+def difference(page, kind, queries, label):
     """Of a method to NDA at two scales: the number and its interval."""
     found = next(
         rows
         for header, rows in tables(page)
         if header == ["", "plain", "centred", "plain", "centred", "", "val", "val", "gen", "gen"]
     )
-    return found["", METHODS[key].label][
+    return found["", label][
         [("plain", "val"), ("centred", "val"), ("plain", "gen"), ("centred", "gen")].index(
             (kind, queries)
         )
@@ -110,29 +124,30 @@ def ceiling(losses):
 
 
 @pytest.mark.parametrize("kind", CENTRING)
-def test_scores_gains_and_shares(page, results, kind):
+def test_scores_gains_and_shares(page, results, labels, kind):
     transform, found, seen = CENTRING[kind], scores_table(page, kind), 0
+    names = {label: name for name, label in labels.items()}
     for queries in HALF:
         losses = transform(truth(results, queries))
         best, losses = ceiling(losses), losses.mean(1)
         effects = {
             k: results[f"effects/{k}-{queries}"]["value"].astype(float)[:, HALF[queries]]
-            for k in METHODS
+            for k in labels
             if f"effects/{k}-{queries}" in results
         }
         reference, nda = (
             mean_lds(transform(effects[key]), losses) for key in ("pixel_dot", "nda_two_scale")
         )
         for (block, label), cells in found.items():
-            if block == queries and label in KEYS and KEYS[label] not in RETRAINED:
-                score = mean_lds(transform(effects.pop(KEYS[label])), losses)
+            if block == queries and names.get(label, RETRAINED[0]) not in RETRAINED:
+                score = mean_lds(transform(effects.pop(names[label])), losses)
                 assert float(cells[0]) == pytest.approx(score, abs=0.051), label
                 low, high = ends(cells[1])
                 assert low - 0.11 <= score <= high + 0.11 or len(losses) < 20, (
                     label
                 )  # of few subsets a percentile interval may miss the value
                 assert float(cells[2]) == pytest.approx(score - reference, abs=0.051), label
-                assert float(difference(page, kind, queries, KEYS[label])[0]) == pytest.approx(
+                assert float(difference(page, kind, queries, label)[0]) == pytest.approx(
                     score - nda, abs=0.051
                 ), label
                 assert (not best and not cells[4]) or float(cells[4]) == pytest.approx(
@@ -171,7 +186,7 @@ def test_intervals(page, results, kind, queries):
         for cell, values in (
             (cells[1], own),
             (cells[3], gain),
-            (difference(page, kind, queries, key)[1], apart),
+            (difference(page, kind, queries, METHODS[key].label)[1], apart),
         ):
             low, high = np.percentile(values, [2.5, 97.5])
             np.testing.assert_allclose(
@@ -188,23 +203,25 @@ def test_ceilings(page, results):
             assert float(scores_table(page, kind)[queries, "Seed ceiling"][0]) == value
 
 
-def test_costs_are_those_of_the_sidecars(page, home):
+def test_costs_are_those_of_the_sidecars(page, home, labels):
+    names = {label: name for name, label in labels.items()}
     folder = (
         home / "data/results" / page["metadata"]["papermill"]["parameters"]["profile"] / "effects"
     )
     found = next(rows for header, rows in tables(page) if "needs" in header and "K" in header)
     for (_, label), (_, steps, *seconds) in found.items():
         for queries, cell in zip(HALF, seconds, strict=True):
-            made = folder / f"{KEYS[label]}-{queries}.json"
+            made = folder / f"{names[label]}-{queries}.json"
             if made.exists():
                 info = json.loads(made.read_text())
                 assert cell == f"{info['seconds']:.1f}"
-                assert steps == str(len(info["parameters"].get("timesteps", ())) or "")
+                assert steps == str(len(info["parameters"]["settings"].get("timesteps", ())) or "")
             else:
-                assert cell == "not run" or KEYS[label] in RETRAINED
+                assert cell == "not run" or names[label] in RETRAINED
 
 
 def test_published_numbers_stand_beside_ours(page):
+    names = {METHODS[key].label: key for key in METHODS}
     with (ROOT / "data/results/published/cifar2.csv").open() as file:
         rows = sorted(csv.DictReader(file), key=lambda row: int(row["timesteps"] or 0))
     theirs = {
@@ -215,7 +232,7 @@ def test_published_numbers_stand_beside_ours(page):
     for (_, label), cells in found.items():
         for queries, paper, here in zip(HALF, cells[::2], cells[1::2], strict=True):
             assert paper == (
-                f"{theirs[KEYS[label], queries]:.1f}" if (KEYS[label], queries) in theirs else ""
+                f"{theirs[names[label], queries]:.1f}" if (names[label], queries) in theirs else ""
             )
             assert here == (ours[queries, label][0] if (queries, label) in ours else "")
             seen += bool(paper and here)

@@ -38,8 +38,7 @@ def ship(profile: str) -> Path:
 
 
 def _copies(store: Store) -> dict[str, Callable[[Any], Any]]:
-    """What is copied to the results, and how: the model as it is, its checkpoints in 16 bits, the
-    generated queries in 8."""
+    """What is copied, and how: the model as it is, checkpoints in 16 bits, queries in 8."""
     shares = store.info("model")["parameters"]["recipe"]["checkpoints"][:-1]
     checkpoints = [f"model-{round(100 * share)}" for share in shares]
     return {"model": dict, **dict.fromkeys(checkpoints, _halved), "gen": levels}

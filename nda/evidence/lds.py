@@ -79,8 +79,8 @@ def _against_others(losses: Float[Tensor, "subset seed query"]) -> list[tuple[Te
 
 
 def _of_all_seeds(c: Tensor, seeds: int) -> Tensor:
-    """Reliability of the mean of all seeds, from the correlation of one with the mean of the
-    others; below chance counts as none."""
+    """Reliability of the mean of all seeds, from the correlation of one with the others' mean."""
+    # below chance counts as none
     c, k = c.clamp_min(0), seeds - 1
     one = (c**2 * (k - 1) + c * (c**2 * (k - 1) ** 2 + 4 * k).sqrt()) / (2 * k)
     return seeds * one / (1 + (seeds - 1) * one)

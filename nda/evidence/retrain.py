@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UNet2DModel
 from jaxtyping import Float
 from torch import Tensor
 
 from nda import fanout
 from nda.errors import InputError, pick_device
 from nda.model import outputs, training, unet
+from nda.model.lean import UNet2DModel
 from nda.store import Store, digest_json
 
 

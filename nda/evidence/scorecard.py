@@ -62,8 +62,7 @@ class Report:
     source: Path
 
     def __str__(self) -> str:
-        """Where the truth is from, and the three tables with one decimal, a line about each above
-        it."""
+        """Where the truth is from, and the three tables with one decimal, each under its title."""
         tables = {
             about: getattr(self, name).rename_axis(index=None).round(1) + 0.0
             for name, about in ABOUT.items()
@@ -186,8 +185,7 @@ def _check(scores: Tensor, shape: tuple[int, int], which: str) -> None:
 
 
 def _check_direction(scores: Float[Tensor, "query train"], truth: Truth) -> None:
-    """Refuse a square matrix, of which the shape says nothing, if on the `select` subsets its
-    transpose predicts the losses far better."""
+    """Refuse a square matrix if on `select` its transpose predicts the losses far better."""
     both = {
         name: group_effects(_scaled(s), truth.masks)
         for name, s in (("given", scores), ("turned", scores.T))
@@ -202,8 +200,7 @@ def _check_direction(scores: Float[Tensor, "query train"], truth: Truth) -> None
 
 
 def _scaled(scores: Tensor) -> Tensor:
-    """Scores times a power of two, the largest near 1: no rank changes, and no effect is too large
-    or too small for float32."""
+    """Scores times a power of two, the largest near 1, so that every effect fits into float32."""
     exponent = frexp(scores.abs().max().item())[1]
     return scores.double() * 2.0 ** -max(exponent, -1000)
 

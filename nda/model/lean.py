@@ -10,6 +10,8 @@ import sys
 from importlib.util import find_spec, module_from_spec
 from typing import Any
 
+from nda.errors import needs
+
 PACKAGES = ("diffusers.models.unets", "diffusers.models.transformers")
 
 
@@ -42,6 +44,7 @@ def postpone(package: str) -> None:
         setattr(sys.modules[parent], own_name, module)
 
 
+needs("diffusers", "model")
 for _package in PACKAGES:
     postpone(_package)
 

@@ -48,8 +48,8 @@ def provenance(
             borders, noise, …), except top_k and rows.
 
     Returns:
-        Maps whose rows and columns are positions of windows: pixels, one fewer per axis for an even
-        patch.
+        Maps whose rows and columns are positions of windows, which are pixels, one
+        fewer per axis for an even patch.
 
     Raises:
         InputError: if `few` is out of range, or as `patch_posterior` does.

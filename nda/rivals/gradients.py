@@ -16,7 +16,6 @@ from tqdm import tqdm
 from nda import rng
 from nda.errors import InputError, check_images, check_positive, check_timestep
 from nda.model.outputs import OUTPUTS, uniform_timesteps
-from nda.rivals.projection import Projection
 from nda.schedule import add_noise
 
 # noisy images that share a gradient: with fewer, vmap over many gradients is faster than one after
@@ -106,8 +105,7 @@ def _chosen(model: nn.Module, parts: Sequence[str]) -> dict[str, Tensor]:
 def _looped(
     output: Summed, parameters: dict[str, Tensor], rows: Sequence[Tensor], batch: int
 ) -> Float[Tensor, "group param"]:
-    """Gradient of the output's sum over each group of rows, a group at a time, at most `batch` rows
-    together."""
+    """Gradient of the output's sum over each group of rows, at most `batch` rows together."""
     vectors = []
     for group in zip(*rows, strict=True):
         pieces = [
@@ -135,8 +133,8 @@ def _vmapped(
 def _stream(
     model: nn.Module, images: Tensor, readout: Readout, batch: int
 ) -> Iterator[Float[Tensor, "example param"]]:
-    """Gradients of a few examples at a time. An example is `groups` × `rows` noisy images; each
-    group has one gradient."""
+    """Gradients of a few examples at a time."""
+    # an example is `groups` x `rows` noisy images; each group has one gradient
     model = deepcopy(model).eval().requires_grad_(False)
     parameters = _chosen(model, readout.parts)
 
@@ -189,7 +187,7 @@ def features(
     images: Float[Tensor, "example chan row col"] | Float[Tensor, "example timestep chan row col"],
     readout: Readout,
     *,
-    projection: Projection | None = None,
+    projection: Callable[[Tensor], Tensor] | None = None,
     batch: int = 40,
 ) -> Float[Tensor, "example dim"]:
     """Every example's gradient of `readout`, with respect to all its parameters in their order or
@@ -201,7 +199,8 @@ def features(
         images: clean, in [-1, 1], of the model's dtype and device; with one axis more, other clean
             images at each of `readout.timesteps` (Journey-TRAK).
         readout: what is differentiated.
-        projection: applied to the mean gradient of an example.
+        projection: applied to the mean gradients of some examples, `[example, param]`; such as a
+            `nda.rivals.projection.Projection`.
         batch: noisy images in one pass; where fewer than 5 share a gradient, as many gradients of
             the model's size are held at once. Results do not depend on it.
 

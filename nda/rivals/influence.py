@@ -109,8 +109,8 @@ Products = Callable[[Float[Tensor, "train *shape"]], Float[Tensor, "damping quer
 def _products(
     block: Block, queries: Float[Tensor, "query *shape"], dampings: Sequence[float]
 ) -> Products:
-    """One block's share of the scores. In its eigenbasis a damping only rescales: both sides are
-    rotated once for all dampings."""
+    """One block's share of the scores."""
+    # in its eigenbasis a damping only rescales: both sides are rotated once for all dampings
     rotated = block.rotate(queries)
 
     def products(train: Tensor) -> Tensor:

@@ -85,7 +85,7 @@ class _Pass:
         if kind not in self.held:
             self.held = {name: held for name, held in self.held.items() if name == "train"}
             images, readout = self.sides[kind]
-            made = features(self.model, images, readout, projection=self._several)  # type: ignore[arg-type]
+            made = features(self.model, images, readout, projection=self._several)
             every = made.shape[1] - sum(p.dim for p in self.projections if p)  # parameters
             parts = made.split([p.dim if p else every for p in self.projections], 1)
             self.held[kind] = dict(zip(self.projections, parts, strict=True))

@@ -216,8 +216,8 @@ def _curvlinops(
 
 
 def _probe(model: Module, layers: Collection[str], image: Tensor) -> None:
-    """Raise InputError unless the model runs each layer once: K-FAC is that of one pass, and
-    curvlinops would mix up several in silence."""
+    """Raise InputError unless the model runs each layer once."""
+    # K-FAC is that of one pass; curvlinops would mix up several in silence
     runs: Counter[str] = Counter()
     hooks = [
         model.get_submodule(layer).register_forward_hook(

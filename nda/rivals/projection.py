@@ -67,8 +67,8 @@ class Projection:
 
 
 def _mix(x: Int[Tensor, "param"]) -> Int[Tensor, "param"]:
-    """A bijection on 32 bits that scatters them (the construction of C. Wellons' hash-prospector);
-    no product passes 63 bits."""
+    """A bijection on 32 bits that scatters them."""
+    # the construction of C. Wellons' hash-prospector; no product passes 63 bits
     x = (x ^ (x >> 16)) * 0x21F0AAAD & 0xFFFFFFFF
     x = (x ^ (x >> 15)) * 0x735A2D97 & 0xFFFFFFFF
     return x ^ (x >> 15)

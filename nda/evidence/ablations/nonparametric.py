@@ -106,21 +106,13 @@ def settings(
             for t, (a, b) in both.scales.items()
         }
         yield Ablation("scale_mix", f"{mix:g}", replace(both, scales=mixed))
-    third = {
-        t: sum(scale.weight for scale in scales) / 2 for t, scales in both.scales.items()
-    }  # the others keep their mix
-    pixels = {t: (Scale(1, weight=third[t]), *scales) for t, scales in both.scales.items()}
-    larger = {
-        t: (*scales, Scale(scales[0].patch + 4, weight=third[t]))
-        for t, scales in both.scales.items()
-    }
     scales = {
         "full": full,
         "coarse": coarse,
         "both": both,
-        "+ pixels": replace(both, scales=pixels),
+        **_with_a_third(both),
     }
-    for name, config in (scales | {"+ larger": replace(both, scales=larger)}).items():
+    for name, config in scales.items():
         yield Ablation("scales", name, config)
     for top_k in (1, 3, 10, 30, 100, None):
         yield Ablation("top_k", "all" if top_k is None else str(top_k), replace(full, top_k=top_k))
@@ -134,6 +126,20 @@ def settings(
         yield Ablation("flips in the bank", "yes" if flips else "no", replace(full, flips=flips))
     for temperature in (0.1, 0.3, 1.0, 3.0, 10.0):
         yield Ablation("temperature", f"{temperature:g}", replace(full, temperature=temperature))
+
+
+def _with_a_third(both: NDAConfig) -> dict[str, NDAConfig]:
+    """Single pixels, or a window that is larger by four, as a third scale of a third of the weight;
+    the others keep their mix."""
+    pixels, larger = dict[int, tuple[Scale, ...]](), dict[int, tuple[Scale, ...]]()
+    for timestep, scales in both.scales.items():
+        third = sum(scale.weight for scale in scales) / 2
+        pixels[timestep] = (Scale(1, weight=third), *scales)
+        larger[timestep] = (*scales, Scale(scales[0].patch + 4, weight=third))
+    return {
+        "+ pixels": replace(both, scales=pixels),
+        "+ larger": replace(both, scales=larger),
+    }
 
 
 def kept_scores(
