@@ -4,6 +4,7 @@ cells."""
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -27,20 +28,21 @@ def test_every_notebook_ran_to_its_end(tiny_home):
         assert not notebook["metadata"]["papermill"]["exception"], name
 
 
-def test_nbval(tiny_home):
+def test_nbval(tiny_home, tmp_path):
     """Lax everywhere, strict on the cells tagged `nbval-check-output`; the kernels run in the
-    notebooks' own folder, two at a time."""
+    notebooks' own folder, two at a time, on a copy: other tests look at what was recorded."""
+    home = shutil.copytree(tiny_home, tmp_path / "home")
     flags = ["--nbval-lax", "-p", "no:cacheprovider", "-q", "-c", os.devnull]
     both = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
-    environment = os.environ | {"NDA_HOME": str(tiny_home), "TQDM_DISABLE": "1"}
+    environment = os.environ | {"NDA_HOME": str(home), "TQDM_DISABLE": "1"}
     environment |= {"OMP_NUM_THREADS": "1"}  # two kernels of two threads wait for each other
     warm = [sys.executable, "-m", "nda.artefact.warm"]
-    command = [*warm, sys.executable, "-m", "pytest", *flags, *both, str(tiny_home / "book/runs")]
+    command = [*warm, sys.executable, "-m", "pytest", *flags, *both, str(home / "book/runs")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:]
     cells = [
         cell
-        for _, notebook in outputs(tiny_home / "book/runs")
+        for _, notebook in outputs(home / "book/runs")
         for cell in notebook["cells"]
         if cell["cell_type"] == "code" and "".join(cell["source"]).strip()
     ]

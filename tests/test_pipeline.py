@@ -21,7 +21,7 @@ BAD = {
     "bool for int": ["run", "--profile", "tiny", "-p", "n_train=true"],
     "pair": ["run", "--profile", "tiny", "-p", "n_train"],
     "yaml": ["run", "--profile", "tiny", "-p", "patches={"],
-    "member without its inputs": ["member", "--profile", "tiny", "--task", "0"],
+    "retrain without its inputs": ["retrain", "--profile", "tiny", "--task", "0"],
 }
 
 

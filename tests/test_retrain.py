@@ -204,7 +204,8 @@ def test_changed_settings_or_inputs_make_members_stale(tmp_path, monkeypatch, ch
     store, member = Store(plan.folder), plan.members()[0]
     made = training.Checkpoint(1.0, {}, torch.zeros(0), {}, "float32")
     monkeypatch.setattr(training, "train", lambda *_, **__: [made])
-    monkeypatch.setattr(unet, "load_model", lambda *_: None)
+    untrained = RECIPE.build(0, store.load("train").shape)
+    monkeypatch.setattr(unet, "load_model", lambda *_: untrained)
     monkeypatch.setattr(
         outputs, "denoising_losses", lambda model, queries, **_: queries.sum((1, 2, 3))[:, None]
     )

@@ -70,7 +70,7 @@ def test_families_share_no_mask():
         (HUNDRED, -1, {"family": "report"}, "n_subsets"),
         (HUNDRED[:1], 4, {"family": "report"}, "keep_fraction"),
         (HUNDRED[:0], 4, {"family": "report"}, "keep_fraction"),
-        (torch.zeros(4), 7, {"family": "report"}, "too few for 7"),
+        (torch.zeros(4, dtype=torch.long), 7, {"family": "report"}, "too few for 7"),
     ],
 )
 def test_bad_input(labels, n_subsets, settings, reason):
