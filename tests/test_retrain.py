@@ -228,13 +228,13 @@ def test_changed_settings_or_inputs_make_members_stale(tmp_path, monkeypatch, ch
     with pytest.raises(InputError, match="not trained"):
         plan.losses("report", "val", 1)
     ran = []
-    monkeypatch.setattr(
-        fanout,
-        "run",
-        lambda function, tasks, *, done, **_: ran.extend(t for t in tasks if not done(t)),
-    )
-    plan.run(workers=1)
-    assert len(ran) == 6
+
+    def pretend(function, tasks, *, done, **_):
+        ran.extend(task for task in tasks if not done(task))
+        return len(ran)
+
+    monkeypatch.setattr(fanout, "run", pretend)
+    assert plan.run(workers=1) == len(ran) == 6
     plan.retrain(member)  # replaces what is stale
     assert plan.done(member)
 
