@@ -187,10 +187,8 @@ def test_interval_is_percentiles():
 def test_summary_is_in_percent_with_paired_gains():
     losses = normal(16, 5)
     effects = {"good": -losses + normal(16, 5, name="a"), "null": normal(16, 5, name="b")}
-    table = lds.summary(effects, losses, reference="null", resamples=200, seed=3).set_index(
-        "method"
-    )
     draws = lds.bootstrap(effects, losses, resamples=200, seed=3)
+    table = lds.summary(effects, losses, draws, reference="null").set_index("method")
     for name, row in table.iterrows():
         assert row["lds"] == pytest.approx(100 * scipy_mean(effects[name], -losses))
         assert (row["low"], row["high"]) == pytest.approx(

@@ -159,12 +159,11 @@ def test_intervals_ceilings_and_summaries_are_those_of_lds(results, centred):
     assert truth.seed_ceiling() == pytest.approx(lds.seed_ceiling(losses))
     assert truth.ceiling(**options) == pytest.approx(lds.ceiling_summary(losses, **options))
     many = {"mine": scores, "theirs": -scores}
-    pd.testing.assert_frame_equal(
-        truth.summary(many, reference="theirs", **options),
-        lds.summary(
-            {"mine": effects, "theirs": -effects}, losses.mean(1), reference="theirs", **options
-        ),
-    )
+    both = {"mine": effects, "theirs": -effects}, losses.mean(1)
+    expected = lds.summary(*both, lds.bootstrap(*both, **options), reference="theirs")
+    drawn = truth.bootstrap(many, **options)
+    for given in (options, {"draws": drawn}):
+        pd.testing.assert_frame_equal(truth.summary(many, reference="theirs", **given), expected)
 
 
 def test_each_group_of_timesteps_is_a_truth(results):

@@ -162,10 +162,9 @@ def interval(draws: Float[Tensor, "resample"], level: float = 0.95) -> tuple[flo
 def summary(
     effects: Mapping[str, Float[Tensor, "subset query"]],
     losses: Float[Tensor, "subset query"],
+    draws: Mapping[str, Float[Tensor, "resample"]],
     *,
     reference: str,
-    resamples: int = 2000,
-    seed: int = 0,
 ) -> pd.DataFrame:
     """One row per method, in percent: `lds` with its interval `low`, `high`, and `gain`, the paired
     difference to the method called `reference`, with `gain_low`, `gain_high`.
@@ -173,14 +172,12 @@ def summary(
     Args:
         effects: by method.
         losses: means over seeds and timesteps.
+        draws: of `bootstrap` with the same effects and losses.
         reference: a key of `effects`.
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
 
     Returns:
         The table.
     """
-    draws = bootstrap(effects, losses, resamples=resamples, seed=seed)
     plain = {method: lds(values, losses).mean() for method, values in effects.items()}
     rows = [
         (

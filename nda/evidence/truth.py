@@ -198,14 +198,34 @@ class Truth:
         Returns:
             Its ends.
         """
-        effects = {"": self._effects(predicted)}
-        return lds.interval(lds.bootstrap(effects, self.mean, resamples=resamples, seed=seed)[""])
+        return lds.interval(self.bootstrap({"": predicted}, resamples=resamples, seed=seed)[""])
+
+    def bootstrap(
+        self,
+        predicted: Mapping[str, Float[Tensor, "_ _"]],
+        *,
+        resamples: int = 2000,
+        seed: int = 0,
+    ) -> dict[str, Float[Tensor, "resample"]]:
+        """Draws of every method's mean LDS: see `nda.evidence.lds.bootstrap`.
+
+        Args:
+            predicted: by method, as in `lds`.
+            resamples: how many; all methods meet the same.
+            seed: of the resamples.
+
+        Returns:
+            The draws, in [-1, 1], by method.
+        """
+        effects = {method: self._effects(values) for method, values in predicted.items()}
+        return lds.bootstrap(effects, self.mean, resamples=resamples, seed=seed)
 
     def summary(
         self,
         predicted: Mapping[str, Float[Tensor, "_ _"]],
         *,
         reference: str,
+        draws: Mapping[str, Float[Tensor, "resample"]] | None = None,
         resamples: int = 2000,
         seed: int = 0,
     ) -> pd.DataFrame:
@@ -215,6 +235,8 @@ class Truth:
         Args:
             predicted: by method, as in `lds`.
             reference: the method that the others are compared with.
+            draws: of `bootstrap`, if the same predictions are compared with several references;
+                else they are made, with `resamples` and `seed`.
             resamples: of the bootstrap; all methods meet the same.
             seed: of the bootstrap.
 
@@ -222,7 +244,8 @@ class Truth:
             The table, in percent.
         """
         effects = {method: self._effects(values) for method, values in predicted.items()}
-        return lds.summary(effects, self.mean, reference=reference, resamples=resamples, seed=seed)
+        draws = draws or self.bootstrap(predicted, resamples=resamples, seed=seed)
+        return lds.summary(effects, self.mean, draws, reference=reference)
 
     def seed_ceiling(self) -> tuple[float, float]:
         """How far the truth agrees with itself: see `nda.evidence.lds.seed_ceiling`.
