@@ -273,3 +273,9 @@ def test_the_command_prints_the_path_of_the_page(home, capsys):
     message = capsys.readouterr().err
     assert message.startswith("nda: model is missing in ") and message.count("\n") == 1
     assert not (home / "data/results/nope").exists()
+
+
+def test_notes_written_by_hand_end_the_page(home):
+    before = ship("made-up").read_text()
+    (home / "data/results/made-up/NOTES.md").write_text("## Notes\n\nThrown away once.\n")
+    assert ship("made-up").read_text() == before + "\n## Notes\n\nThrown away once.\n"

@@ -221,7 +221,7 @@ def _execute(
     """Execute one notebook with those of the parameters that it has."""
     import papermill
 
-    print(f"{notebook} (profile {parameters['profile']})", flush=True)
+    print(f"{notebook} (profile {parameters['profile']})\n", end="", flush=True)  # in one piece
     set_threads = f"--IPKernelApp.exec_lines=import torch; torch.set_num_threads({threads})"
     try:
         papermill.execute_notebook(

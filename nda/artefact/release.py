@@ -61,7 +61,7 @@ def levels(images: Tensor) -> Tensor:
 
 
 def provenance(profile: str, results: Store) -> str:
-    """How the results of a profile were made, from their sidecars.
+    """How the results of a profile were made, from their sidecars and its `NOTES.md`, if any.
 
     Args:
         profile: its name.
@@ -82,6 +82,8 @@ def provenance(profile: str, results: Store) -> str:
         _table(["file", "shape", "seconds", "written, UTC", "sha256"], _files(made)),
         *_corrections(made),
     ]
+    notes = results.folder / "NOTES.md"  # written by hand: what no sidecar knows
+    parts += [notes.read_text().strip()] if notes.exists() else []
     return "\n\n".join(parts) + "\n"
 
 
