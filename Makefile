@@ -3,6 +3,7 @@ PYTHON ?= python3
 PROFILE ?= smoke
 RESULTS ?= small
 BIN := .venv/bin
+unexport PYTHONDONTWRITEBYTECODE  # a process that compiles torch anew starts five seconds later
 
 .PHONY: help env book pages numbers run test lint lock clean
 help:  ## show this list

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 
 import torch
@@ -81,8 +82,9 @@ class Training:
             if recipe.ema
             else None
         )
+        self.parameters = list(self.model.parameters())
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(),
+            self.parameters,
             lr=recipe.lr,
             betas=recipe.betas,
             weight_decay=recipe.weight_decay,
@@ -112,14 +114,16 @@ class Training:
     def _step(self, clean: Tensor, timesteps: Tensor, noise: Tensor, step: int) -> Tensor:
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.learning_rate(step, self.steps)
+        # seeding all devices takes time, and nothing else here draws from the global state
+        drops = rng.seeded("dropout", self.train_seed, step)
         with (
-            rng.seeded("dropout", self.train_seed, step),
+            drops if self.recipe.unet.get("dropout") else nullcontext(),
             torch.autocast(clean.device.type, torch.bfloat16, self.precision == "bfloat16"),
         ):
             predicted = self.model(add_noise(clean, timesteps, noise), timesteps).sample
             loss = (predicted.float() - noise).square().mean()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
+        torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.ema is not None:
