@@ -33,12 +33,6 @@ REASONS = {
 CHOSEN_ON = {"val": "select, choosing half of val", "gen": "select, all of gen"}
 
 
-def parameters() -> dict[str, Any]:
-    """All parameters of the profile, by the names that notebooks give them."""
-    known = (pair for name in notebooks.notebooks() for pair in notebooks.defaults(name).items())
-    return dict(known) | notebooks.profile(PROFILE)
-
-
 def hashes(results: Store) -> dict[str, str]:
     """What the results were computed from: images, model and recipe.
 
@@ -83,15 +77,16 @@ def effects(name: str, sha256: dict[str, str], results: Store) -> dict[str, Any]
         What is to be written.
     """
     method, which = run_of(name)
+    given = notebooks.parameters(PROFILE)
     used = ["train", which, *(["model", "recipe"] if method.needs in (MODEL, CHECKPOINTS) else [])]
-    tried = method.tried(parameters())
+    tried = method.tried(given)
     chosen_on = CHOSEN_ON["val" if "val" in method.queries else which]
     damping = {"value": "not recorded", "tried": tried, "chosen_on": chosen_on} if tried else None
     return {
         "parameters": {
             "method": method.key,
             "variant": dict(method.variant),
-            "settings": method.settings(parameters()),
+            "settings": method.settings(given),
             "damping": damping,
         },
         "inputs": results.sha256("masks/report") | {name: sha256[name] for name in used},

@@ -41,8 +41,7 @@ def draw(name, *shape):
 
 def parameters(profile="small"):
     """All parameters of a profile."""
-    known = {k: v for n in notebooks.notebooks() for k, v in notebooks.defaults(n).items()}
-    return known | notebooks.profile(profile)
+    return notebooks.parameters(profile)
 
 
 @pytest.fixture

@@ -97,12 +97,7 @@ def test_every_method_is_in_the_tables_or_could_not_run():
 # ---- what is recorded
 
 
-def parameters():
-    """Those of the profile, by the names that notebooks give them."""
-    known = (pair for name in notebooks.notebooks() for pair in notebooks.defaults(name).items())
-    return dict(known) | notebooks.profile("small")
-
-
+GIVEN = notebooks.parameters("small")
 RUNS = [(name, which) for which in REPORT for name in recorded(SMALL, which)]
 
 
@@ -111,8 +106,8 @@ def test_every_sidecar_says_what_the_catalogue_does(name, which):
     method, info = recorded(SMALL, which)[name], SMALL.info(f"effects/{name}-{which}")
     said = info["parameters"]
     assert said.keys() == {"method", "variant", "settings", "damping"}
-    assert method.name == name and said["settings"] == method.settings(parameters())
-    tried = method.tried(parameters())
+    assert method.name == name and said["settings"] == method.settings(GIVEN)
+    tried = method.tried(GIVEN)
     assert bool(said["damping"]) == bool(tried)
     if tried:
         assert said["damping"].keys() == {"value", "tried", "chosen_on"}

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from nda.artefact import warm
+from nda.data.subsets import FAMILIES
 from nda.errors import InputError, check_positive, needs
 from nda.places import home, shared
 from nda.store import Store
@@ -25,12 +26,26 @@ SOURCES = shared("notebooks")
 
 
 def notebooks() -> list[str]:
-    """Stems of all notebooks, in reading order."""
+    """All notebooks, in reading order.
+
+    Returns:
+        Their stems.
+    """
     return sorted(path.stem for path in SOURCES.glob("[0-9][0-9]*_*.ipynb"))
 
 
 def find(name: str) -> str:
-    """The one notebook that starts with `name`, for example `"05"`."""
+    """The one notebook that starts with a name.
+
+    Args:
+        name: for example `"05"`.
+
+    Returns:
+        Its stem.
+
+    Raises:
+        InputError: if none or several do.
+    """
     found = [stem for stem in notebooks() if stem.startswith(name)]
     if len(found) != 1:
         raise InputError(
@@ -40,15 +55,27 @@ def find(name: str) -> str:
 
 
 def numbered(number: str) -> list[str]:
-    """The notebooks of a number, for example the three of `"07"`; a longer beginning, such as
-    `"07b"`, is one of them."""
+    """The notebooks of a number.
+
+    Args:
+        number: such as `"07"`, which has three; a longer beginning, such as `"07b"`, has one.
+
+    Returns:
+        Their stems.
+    """
     pages = [stem for stem in notebooks() if re.match(rf"{re.escape(number)}[a-z]_", stem)]
     return pages or [find(number)]
 
 
 def defaults(notebook: str) -> dict[str, Any]:
-    """The parameters that a notebook declares, with their defaults: the literals of its cell tagged
-    `parameters`."""
+    """The parameters that a notebook declares: the literals of its cell tagged `parameters`.
+
+    Args:
+        notebook: its stem.
+
+    Returns:
+        Their defaults by name.
+    """
     cells = _source(notebook)["cells"]
     source = next(
         "".join(cell["source"])
@@ -59,19 +86,28 @@ def defaults(notebook: str) -> dict[str, Any]:
 
 
 def profile(name: str, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The parameters of `notebooks/profiles/<name>.yaml` with overrides, checked: every name must
-    be declared by some notebook and every value must have the type of its default."""
+    """The parameters of `notebooks/profiles/<name>.yaml` with overrides.
+
+    Args:
+        name: of the profile.
+        overrides: parameters that shall differ from the profile's.
+
+    Returns:
+        The values by name.
+
+    Raises:
+        InputError: if there is no such profile, for a name that no notebook declares, and for a
+            value of another type than its default.
+    """
     path = SOURCES / "profiles" / f"{name}.yaml"
     if not path.is_file():
         raise InputError(
             f"profile {name!r} does not exist; there are"
             f" {', '.join(sorted(p.stem for p in path.parent.glob('*.yaml')))}"
         )
-    known: dict[str, Any] = {
-        key: value for notebook in notebooks() for key, value in defaults(notebook).items()
-    }
-    parameters = yaml.safe_load(path.read_text()) | {"profile": name} | dict(overrides or {})
-    for key, value in parameters.items():
+    known = _declared()
+    given = yaml.safe_load(path.read_text()) | {"profile": name} | dict(overrides or {})
+    for key, value in given.items():
         if key not in known:
             raise InputError(
                 f"no notebook has a parameter {key!r}; known: {', '.join(sorted(known))}"
@@ -84,7 +120,20 @@ def profile(name: str, overrides: Mapping[str, Any] | None = None) -> dict[str, 
             and type(value) is int
         ):
             raise InputError(f"parameter {key} must be of type {wanted.__name__}, not {value!r}")
-    return parameters
+    return given
+
+
+def parameters(name: str, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Those of `profile`, and the defaults of all that it does not name.
+
+    Args:
+        name: of the profile.
+        overrides: as of `profile`.
+
+    Returns:
+        The value of every parameter that a notebook declares.
+    """
+    return _declared() | profile(name, overrides)
 
 
 def follows(notebook: str) -> set[str]:
@@ -121,6 +170,11 @@ def shows_results(notebook: str) -> bool:
         "`data/results/<profile>/`" in _row(notebook, "Reads")
         and _row(notebook, "Writes").strip() == "nothing"
     )
+
+
+def _declared() -> dict[str, Any]:
+    """All parameters with their defaults, which are the same in every notebook."""
+    return {key: value for stem in notebooks() for key, value in defaults(stem).items()}
 
 
 def _source(notebook: str) -> dict[str, Any]:
@@ -243,18 +297,23 @@ def _execute(
 
 
 def plan(name: str, overrides: Mapping[str, Any] | None = None) -> "Plan":
-    """The retrainings of a profile, as notebook 03 runs them."""
-    from nda.evidence.retrain import (
-        Plan,  # here, since diffusers takes seconds to import, which no other command needs
-    )
+    """The retrainings of a profile, as notebook 03 runs them.
 
-    settings = defaults(find("03")) | {
-        key: value for key, value in profile(name, overrides).items() if key in defaults(find("03"))
-    }
+    Args:
+        name: of the profile.
+        overrides: as of `profile`.
+
+    Returns:
+        The plan of its random halves.
+    """
+    # here, since diffusers takes seconds to import, which no other command needs
+    from nda.evidence.retrain import Plan
+
+    given = parameters(name, overrides)
     return Plan(
         Store.working(name).folder,
-        {"select": settings["select_seeds"], "report": settings["report_seeds"]},
-        settings["timesteps"],
-        settings["noise_seeds"],
-        settings["device"],
+        {family: given[f"{family}_seeds"] for family in FAMILIES},
+        given["timesteps"],
+        given["noise_seeds"],
+        given["device"],
     )

@@ -5,9 +5,9 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from nda import rng
-from nda.errors import InputError
+from nda.errors import InputError, check_choice
 
-FAMILIES = ("report", "select")
+FAMILIES = ("select", "report")  # those that choose, those that are reported
 
 
 def stratified(labels: Int[Tensor, "image"], count: int, *names: str | int) -> Int[Tensor, "count"]:
@@ -65,8 +65,7 @@ def keep_masks(
     Raises:
         InputError: if a subset would be empty or masks would repeat.
     """
-    if family not in FAMILIES:
-        raise InputError(f"family must be one of {', '.join(FAMILIES)}, not {family!r}")
+    check_choice("family", family, FAMILIES)
     if n_subsets < 1:
         raise InputError(f"n_subsets must be at least 1, not {n_subsets}")
     count = round(keep_fraction * len(labels)) if 0 < keep_fraction < 1 else 0

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from nda.data.subsets import FAMILIES
 from nda.errors import InputError
 from nda.evidence import lds
 from nda.methods import CHECKPOINTS, METHODS, MODEL, Method, Result, recorded
@@ -19,7 +20,6 @@ from nda.store import Store, digest_json
 CHOOSE = {"val": slice(0, None, 2), "gen": slice(None)}
 REPORT = {"val": slice(1, None, 2), "gen": slice(None)}
 PARTS = {"choose": CHOOSE, "report": REPORT, "all": dict.fromkeys(REPORT, slice(None))}
-FAMILIES = ("select", "report")  # of random halves: those that choose, those that are reported
 AXES = "subset seed query group"
 
 
