@@ -17,9 +17,10 @@ from typing import Any
 from nda.artefact import notebooks, release
 from nda.errors import InputError
 from nda.evidence.ablations import gradients
-from nda.evidence.truth import FAMILIES, REPORT, check_results
+from nda.evidence.truth import FAMILIES, REPORT, check_results, truth_inputs
 from nda.methods import CHECKPOINTS, METHODS, MODEL, Method
 from nda.rivals.gradients import Readout
+from nda.rivals.projection import Projection
 from nda.store import COPIED, Store, digest_json
 
 DATE = "2026-11-25"
@@ -94,7 +95,7 @@ def effects(name: str, sha256: dict[str, str], results: Store) -> dict[str, Any]
 
 
 def gradient_ablations(results: Store) -> dict[str, Any]:
-    """The parameters of the gradient ablations, with what each method differentiates.
+    """The parameters of the gradient ablations, as their notebook writes them today.
 
     Args:
         results: the shipped ones.
@@ -102,16 +103,11 @@ def gradient_ablations(results: Store) -> dict[str, Any]:
     Returns:
         The parameters.
     """
-    said = dict(results.info("ablations/gradients")["parameters"])
-    readout = Readout("loss", tuple(said["timesteps"]), noise_seed=said["noise_seed"])
-    said |= {"methods": {}}
-    for key in ("model_output", "unit_norm"):
-        said.pop(key, None)
-    for name, _, variant in gradients.variants(readout, ks=said["ks"], dims=(), shares=()):
-        one = variant.readout
-        used = {"model_output": one.model_output, "unit_norm": one.unit_norm}
-        said["methods"].setdefault(name.partition(", ")[2], used)
-    return said
+    said = results.info("ablations/gradients")["parameters"]
+    readout = Readout(timesteps=said["timesteps"], noise_seed=said["noise_seed"])
+    projection = Projection(said["projection_dim"]) if said["projection_dim"] else None
+    grid = {name: said[name] for name in ("ks", "dims", "shares")}
+    return gradients.record(readout, projection, **grid)
 
 
 def main() -> None:
@@ -127,11 +123,9 @@ def main() -> None:
             used = {key: sha256[key] for key in ("train", which, "recipe")}
             right[name] = {"inputs": results.sha256(f"masks/{family}") | used}
         elif kind == "ablations":
-            truth = [f"masks/{family}" for family in FAMILIES]
-            truth += [f"losses/{family}-{which}" for family in FAMILIES for which in REPORT]
             model = ("model", "recipe") if rest == "gradients" else ()
             used = {key: sha256[key] for key in ("train", *REPORT, *model)}
-            right[name] = {"inputs": results.sha256(*truth) | used}
+            right[name] = {"inputs": truth_inputs(results) | used}
         elif kind in ("gen", "model") or kind.startswith("model-"):
             source = "model" if kind == "gen" else "train"
             copied = {COPIED.format(kind): results.info(kind)["inputs"][COPIED.format(kind)]}

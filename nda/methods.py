@@ -248,7 +248,7 @@ def recorded(results: Store, which: str) -> dict[str, Method]:
         InputError: for a sidecar that names no method of the catalogue.
     """
     found = {}
-    for file in results.names():
+    for file in results.used_as("results").names():
         if file.startswith("effects/") and file.endswith(f"-{which}"):
             made = results.info(file)["parameters"]
             if made.get("method") not in METHODS:

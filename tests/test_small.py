@@ -3,6 +3,7 @@ on `select` alone."""
 
 import hashlib
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,23 @@ from nda import rng
 from nda.artefact import notebooks
 from nda.errors import InputError
 from nda.evidence import scorecard
+from nda.evidence.ablations import gradients
 from nda.evidence.ablations.nonparametric import best_windows
-from nda.evidence.truth import FAMILIES, REPORT, Truth, check_results, recorded_effects
+from nda.evidence.truth import (
+    FAMILIES,
+    REPORT,
+    Truth,
+    check_results,
+    recorded_effects,
+    truth_inputs,
+)
 from nda.methods import CHECKPOINTS, METHODS, MODEL, recorded
+from nda.model.outputs import uniform_timesteps
+from nda.nonparametric.config import NDAConfig
 from nda.rivals import retrained
-from nda.store import Store, digest_json
+from nda.rivals.gradients import Readout
+from nda.rivals.projection import Projection
+from nda.store import Store, digest_json, plain
 
 SMALL = Store.shipped("small")
 AXES = "subset seed query group"
@@ -132,6 +145,24 @@ def test_each_methods_own_readout_is_recorded(key, output, unit_norm, variant):
         said = SMALL.info(f"effects/{key}{variant}-{which}")["parameters"]["settings"]
         assert (said["model_output"], said["unit_norm"]) == (output, unit_norm)
         assert len(said["timesteps"]) == (10 if variant else 100)
+
+
+def test_ablations_are_recorded_as_their_notebooks_would_today():
+    """So that a run with the same settings finds them, and one with others is refused."""
+    settings = {m.key: m.settings(GIVEN) for m in METHODS.values() if m.family == "nda"}
+    nda = {key: asdict(NDAConfig.parse(values)) for key, values in settings.items()}
+    assert SMALL.info("ablations/nda")["parameters"] == plain(nda)
+    readout = Readout(
+        timesteps=uniform_timesteps(GIVEN["ablate_k"]), noise_seed=GIVEN["noise_seed"]
+    )
+    projection = Projection(dim) if (dim := GIVEN["projection_dim"]) else None
+    grid = {name: GIVEN[f"ablate_{name}"] for name in ("ks", "dims", "shares")}
+    made = gradients.record(readout, projection, **grid)
+    assert SMALL.info("ablations/gradients")["parameters"] == plain(made)
+    for name, more in {"nda": set(), "gradients": {"model", "recipe"}}.items():
+        inputs, truth = SMALL.info(f"ablations/{name}")["inputs"], truth_inputs(SMALL)
+        assert inputs.keys() == truth.keys() | {"train", *REPORT} | more
+        assert truth.items() <= inputs.items()
 
 
 def test_arrays_are_those_that_were_shipped_first():

@@ -324,6 +324,20 @@ def truths(results: Store | str, which: str) -> dict[str, Truth]:
     return {family: Truth.load(results, family, which) for family in FAMILIES}
 
 
+def truth_inputs(results: Store) -> dict[str, str]:
+    """What a table that is held against `truths` was computed from, for `Store.save`.
+
+    Args:
+        results: a results store.
+
+    Returns:
+        The sha256 of the masks and losses of random halves, by name.
+    """
+    masks = [f"masks/{family}" for family in FAMILIES]
+    losses = [f"losses/{family}-{which}" for family in FAMILIES for which in REPORT]
+    return results.sha256(*masks, *losses)
+
+
 def lds_row(
     scores: Float[Tensor, "query train"], truths: Mapping[str, Truth], *, resamples: int = 1000
 ) -> dict[str, float]:

@@ -51,7 +51,8 @@ class Bench:
         device: torch.device | str = "cpu",
         choose: Callable[[Mapping[float, Tensor], str], Choice] | None = None,
     ):
-        self.store, self.parameters, self.device = store, parameters, torch.device(device)
+        self.store, self.parameters = store.used_as("working"), parameters
+        self.device = torch.device(device)
         self.choices: dict[str, Choice] = {}  # by method and settings
         self._choose = choose
         self._made: dict[Hashable, tuple[Any, float]] = {}
@@ -202,7 +203,7 @@ class Bench:
         )
         return errors.to(self.device), self.store.info(name)["seconds"]
 
-    def inputs(self, which: str, *, model: bool) -> dict[str, str]:
+    def inputs(self, *which: str, model: bool) -> dict[str, str]:
         """The sha256 of what scores are computed from.
 
         Args:
@@ -212,7 +213,7 @@ class Bench:
         Returns:
             Of train images and queries, by name; of a model also `"model"` and its `"recipe"`.
         """
-        found = self.store.sha256("train", which)
+        found = self.store.sha256("train", *which)
         if model:
             recipe = digest_json(self.store.info("model")["parameters"]["recipe"])
             found |= self.store.sha256("model") | {"recipe": recipe}

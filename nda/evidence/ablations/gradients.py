@@ -2,8 +2,9 @@
 products are made once and kept."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from typing import Any
 
 import pandas as pd
 import torch
@@ -13,6 +14,7 @@ from tqdm import tqdm
 
 from nda.errors import InputError
 from nda.evidence.truth import lds_row, truths
+from nda.methods import QUERIES, READ_LOSS, READ_MEAN_UNIT, READ_NORM
 from nda.model.outputs import uniform_timesteps
 from nda.rivals import das, trak
 from nda.rivals.bench import Bench
@@ -23,9 +25,8 @@ from nda.rivals.pixels import pixel_scores
 from nda.rivals.projection import Projection
 from nda.store import Store
 
-KINDS = ("val", "gen")
-DAS, DAS_OUTPUT = "DAS as released", "output_mean"
-METHODS = {"TRAK": "loss", "D-TRAK": "output_norm", DAS: DAS_OUTPUT}  # what each differentiates
+DAS = "DAS as released"
+READOUTS = {"TRAK": READ_LOSS, "D-TRAK": READ_NORM, DAS: READ_MEAN_UNIT}
 
 
 @dataclass(frozen=True)
@@ -69,10 +70,7 @@ def variants(
     Yields:
         Name of the ablation, setting, variant.
     """
-    bases = {
-        method: replace(readout, model_output=output, unit_norm=method == DAS)
-        for method, output in METHODS.items()
-    }
+    bases = {method: replace(readout, **read) for method, read in READOUTS.items()}
     kernels = {method: base for method, base in bases.items() if method != DAS}
     for method, base in bases.items():
         for number in ks:
@@ -95,6 +93,31 @@ def variants(
     for method, base in kernels.items():
         for share in shares:
             yield f"candidates, {method}", f"{share:g}", Variant(base, projection, share)
+
+
+def record(
+    readout: Readout,
+    projection: Projection | None = None,
+    *,
+    ks: Sequence[int],
+    dims: Sequence[int],
+    shares: Sequence[float],
+) -> dict[str, Any]:
+    """What is written beside a `table` with the same arguments.
+
+    Args:
+        readout: as in `variants`.
+        projection: as in `variants`.
+        ks: as in `variants`.
+        dims: as in `variants`.
+        shares: as in `variants`.
+
+    Returns:
+        Parameters for `Store.save`: what all methods share, and what each of them differentiates.
+    """
+    common = {name: value for name, value in asdict(readout).items() if name not in READ_LOSS}
+    grid = {"projection_dim": projection.dim if projection else 0, "ks": ks, "dims": dims}
+    return common | grid | {"shares": shares, "methods": READOUTS}
 
 
 def candidates(
@@ -141,10 +164,10 @@ def tuned_scores(
     """
     near = {
         kind: candidates(bench.images(kind), bench.images("train"), share).to(bench.device)
-        for kind in KINDS
+        for kind in QUERIES
     }
     formula: Callable[..., Tensor] = trak.trak_scores
-    if readout.model_output == DAS_OUTPUT:
+    if readout.model_output == READOUTS[DAS]["model_output"]:
         residual = das.das_residual(bench.errors(readout.timesteps)[0])
         formula = partial(das.das_released_scores, residual=residual)
     path = {
@@ -152,8 +175,8 @@ def tuned_scores(
         for damping, scores in trak.solved(formula, products["val"], dampings).scores.items()
     }
     damping = bench.choose(path, "val").damping
-    found = {kind: trak.solved(formula, products[kind], [damping]).scores for kind in KINDS}
-    return damping, {kind: found[kind][damping] * near[kind] for kind in KINDS}
+    found = {kind: trak.solved(formula, products[kind], [damping]).scores for kind in QUERIES}
+    return damping, {kind: found[kind][damping] * near[kind] for kind in QUERIES}
 
 
 def table(
@@ -184,7 +207,7 @@ def table(
     Returns:
         The rows, in the order of `variants`.
     """
-    known = {kind: truths(results, kind) for kind in KINDS}
+    known = {kind: truths(results, kind) for kind in QUERIES}
     tried = list(variants(readout, projection, ks=ks, dims=dims, shares=shares))
     alike: dict[Readout, list[Variant]] = {}  # variants that share their gradients
     for variant in dict.fromkeys(variant for _, _, variant in tried):
@@ -201,10 +224,10 @@ def table(
                 variant.share,
                 dampings=variant.dampings,
             )
-            rows |= {(variant, kind): lds_row(scores[kind], known[kind]) for kind in KINDS}
+            rows |= {(variant, kind): lds_row(scores[kind], known[kind]) for kind in QUERIES}
     found = (
         {"ablation": name, "setting": to, "queries": kind} | rows[v, kind]
         for name, to, v in tried
-        for kind in KINDS
+        for kind in QUERIES
     )
     return pd.DataFrame(found)
