@@ -18,7 +18,7 @@ from nda.artefact import notebooks, release
 from nda.errors import InputError
 from nda.evidence.ablations import gradients
 from nda.evidence.truth import FAMILIES, REPORT, check_results, truth_inputs
-from nda.methods import CHECKPOINTS, METHODS, MODEL, Method
+from nda.methods import METHODS, Method
 from nda.rivals.gradients import Readout
 from nda.rivals.projection import Projection
 from nda.store import COPIED, Store, digest_json
@@ -79,9 +79,9 @@ def effects(name: str, sha256: dict[str, str], results: Store) -> dict[str, Any]
     """
     method, which = run_of(name)
     given = notebooks.parameters(PROFILE)
-    used = ["train", which, *(["model", "recipe"] if method.needs in (MODEL, CHECKPOINTS) else [])]
+    used = ["train", which, *(["model", "recipe"] if method.opens_model else [])]
     tried = method.tried(given)
-    chosen_on = CHOSEN_ON["val" if "val" in method.queries else which]
+    chosen_on = CHOSEN_ON["val" if "val" in method.which else which]
     damping = {"value": "not recorded", "tried": tried, "chosen_on": chosen_on} if tried else None
     return {
         "parameters": {

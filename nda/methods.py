@@ -19,18 +19,13 @@ from nda.model.outputs import uniform_timesteps
 from nda.nonparametric.config import NDAConfig
 from nda.rivals.bench import Bench
 from nda.rivals.kernel import DAMPINGS, Choice
-from nda.store import Store
+from nda.store import Store, plain
 
 Parameters = Mapping[str, Any]  # those of a profile, by the names that notebooks give them
-QUERIES = ("val", "gen")  # held-out and generated
-NOTHING, IMAGES, MODEL, CHECKPOINTS, MODELS = (
-    "nothing",
-    "train images",
-    "train images, model",
-    "train images, checkpoints",
-    "retrained models",
-)
-EFFICIENTNET, CLIP = "train images, weights of EfficientNet", "train images, weights of CLIP"
+WHICH = ("val", "gen")  # names of the queries: held-out and generated
+NOTHING, IMAGES, MODELS = "nothing", "train images", "retrained models"
+MODEL, CHECKPOINTS = f"{IMAGES}, model", f"{IMAGES}, checkpoints"
+EFFICIENTNET, CLIP = f"{IMAGES}, weights of EfficientNet", f"{IMAGES}, weights of CLIP"
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,8 +40,8 @@ class Method:
     it is asked for, if it has any. `"losses"`: it is `(losses, masks) -> scores`, fitted to
     retrained models on the page of the LDS. fixed: settings that make it this method. reads: the
     settings that follow a profile, from its parameters. dampings: the parameters' grid of dampings,
-    of a method that has to choose one. queries: which it can be asked about; the first choose the
-    damping. variant: settings of a run beside the standard one, such as `{"K": 10}`.
+    of a method that has to choose one. which: names of the queries that it can be asked about; the
+    first choose the damping. variant: settings of a run beside the standard one, as `{"K": 10}`.
     """
 
     key: str
@@ -59,7 +54,7 @@ class Method:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     reads: Callable[[Parameters], Mapping[str, Any]] = lambda parameters: {}
     dampings: Callable[[Parameters], Sequence[float]] | None = None
-    queries: Sequence[str] = QUERIES
+    which: Sequence[str] = WHICH
     variant: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -75,6 +70,11 @@ class Method:
         module, _, function = self.run.partition(":")
         return getattr(import_module(module), function)
 
+    @property
+    def opens_model(self) -> bool:
+        """Whether it looks into a trained model."""
+        return self.needs in (MODEL, CHECKPOINTS)
+
     def varied(self, **variant: Any) -> "Method":
         """This method with other settings, in a paler colour; without any, itself.
 
@@ -89,7 +89,7 @@ class Method:
         """
         if not variant:
             return self
-        if set(variant) != {"K"} or self.needs not in (MODEL, CHECKPOINTS):
+        if set(variant) != {"K"} or not self.opens_model:
             raise InputError(
                 f"variant of {self.key} must be K, the number of timesteps of a method with"
                 f" gradients, not {variant}"
@@ -116,7 +116,7 @@ class Method:
             raise InputError(
                 f"parameters lack {error.args[0]!r}, which {self.key} reads; give it the profile's"
             ) from None
-        return json.loads(json.dumps(made))
+        return plain(made)
 
     def tried(self, parameters: Parameters) -> list[float]:
         """The grid of dampings, empty for a method without.
@@ -145,10 +145,10 @@ class Method:
                 refuses.
         """
         method = self.varied(**variant)
-        check_choice("which", which, self.queries)
+        check_choice("which", which, self.which)
         settings = method.settings(bench.parameters)
         scores, seconds, choice = method._scored(bench, which, settings)
-        inputs = bench.inputs(which, model=self.needs in (MODEL, CHECKPOINTS))
+        inputs = bench.inputs(which, model=self.opens_model)
         tried = self.tried(bench.parameters)
         return Result(method, which, scores, settings, seconds, inputs, choice, tried)
 
@@ -172,8 +172,8 @@ class Method:
     def _tuned(
         self, bench: Bench, which: str, settings: Mapping[str, Any]
     ) -> tuple[Tensor, float, Choice]:
-        """Scores at the damping that the first of `queries` choose; the choice is made once."""
-        tried, first = self.tried(bench.parameters), self.queries[0]
+        """Scores at the damping that the first of `which` choose; the choice is made once."""
+        tried, first = self.tried(bench.parameters), self.which[0]
         made = json.dumps([self.name, settings, tried])
         if which != first and made not in bench.choices:
             self._tuned(bench, first, settings)
@@ -449,7 +449,7 @@ METHODS = {
             "das",
             run=f"{KERNELS}:journey_trak",
             fixed=READ_LOSS,
-            queries=("gen",),
+            which=("gen",),
             **KERNEL | {"reads": _journey},
         ),
         _kernel("d_trak", "D-TRAK", "#8c2346", f"{KERNELS}:trak", READ_NORM),

@@ -1,6 +1,6 @@
 """Results of made-up profiles, with sidecars as the pipeline writes them."""
 
-from nda.methods import CHECKPOINTS, METHODS, MODEL
+from nda.methods import METHODS
 from nda.store import digest_json
 
 RECIPE = {"unet": {"block_out_channels": [8, 8]}, "epochs": 4, "lr": 0.001}
@@ -26,7 +26,7 @@ def save_losses(results, family, which, losses, *, timesteps=(10, 500), seconds=
 def save_effects(results, key, which, effects, *, variant=None, seconds=None, **changed):
     """Effects of a method. changed: inputs that are others."""
     method = METHODS[key].varied(**(variant or {}))
-    used = ["train", which, *(["model", "recipe"] if method.needs in (MODEL, CHECKPOINTS) else [])]
+    used = ["train", which, *(["model", "recipe"] if method.opens_model else [])]
     inputs = {name: changed.get(name, MADE[name]) for name in used}
     results.save(
         f"effects/{method.name}-{which}",

@@ -96,7 +96,7 @@ def ends(cell):
     return np.array([float(end) for end in cell.strip("[]").split(",")])
 
 
-def difference(page, kind, queries, label):
+def difference(page, kind, which, label):
     """Of a method to NDA at two scales: the number and its interval."""
     found = next(
         rows
@@ -105,14 +105,14 @@ def difference(page, kind, queries, label):
     )
     return found["", label][
         [("plain", "val"), ("centred", "val"), ("plain", "gen"), ("centred", "gen")].index(
-            (kind, queries)
+            (kind, which)
         )
     ].split(" ", 1)
 
 
-def truth(results, queries):
+def truth(results, which):
     """Losses `[subset, seed, query]` of the reported queries."""
-    return results[f"losses/report-{queries}"]["value"].astype(float)[:, :, HALF[queries]].mean(3)
+    return results[f"losses/report-{which}"]["value"].astype(float)[:, :, HALF[which]].mean(3)
 
 
 def ceiling(losses):
@@ -127,19 +127,19 @@ def ceiling(losses):
 def test_scores_gains_and_shares(page, results, labels, kind):
     transform, found, seen = CENTRING[kind], scores_table(page, kind), 0
     names = {label: name for name, label in labels.items()}
-    for queries in HALF:
-        losses = transform(truth(results, queries))
+    for which in HALF:
+        losses = transform(truth(results, which))
         best, losses = ceiling(losses), losses.mean(1)
         effects = {
-            k: results[f"effects/{k}-{queries}"]["value"].astype(float)[:, HALF[queries]]
+            k: results[f"effects/{k}-{which}"]["value"].astype(float)[:, HALF[which]]
             for k in labels
-            if f"effects/{k}-{queries}" in results
+            if f"effects/{k}-{which}" in results
         }
         reference, nda = (
             mean_lds(transform(effects[key]), losses) for key in ("pixel_dot", "nda_two_scale")
         )
         for (block, label), cells in found.items():
-            if block == queries and names.get(label, RETRAINED[0]) not in RETRAINED:
+            if block == which and names.get(label, RETRAINED[0]) not in RETRAINED:
                 score = mean_lds(transform(effects.pop(names[label])), losses)
                 assert float(cells[0]) == pytest.approx(score, abs=0.051), label
                 low, high = ends(cells[1])
@@ -147,7 +147,7 @@ def test_scores_gains_and_shares(page, results, labels, kind):
                     label
                 )  # of few subsets a percentile interval may miss the value
                 assert float(cells[2]) == pytest.approx(score - reference, abs=0.051), label
-                assert float(difference(page, kind, queries, label)[0]) == pytest.approx(
+                assert float(difference(page, kind, which, label)[0]) == pytest.approx(
                     score - nda, abs=0.051
                 ), label
                 assert (not best and not cells[4]) or float(cells[4]) == pytest.approx(
@@ -158,18 +158,18 @@ def test_scores_gains_and_shares(page, results, labels, kind):
     assert seen >= 20
 
 
-@pytest.mark.parametrize("queries", HALF)
+@pytest.mark.parametrize("which", HALF)
 @pytest.mark.parametrize("kind", CENTRING)
-def test_intervals(page, results, kind, queries):
+def test_intervals(page, results, kind, which):
     """By a bootstrap of our own, other draws and fewer: ends agree within a fifth of the interval's
     width, twice what chance allows."""
     transform, source, draws = CENTRING[kind], np.random.default_rng(0), []
-    losses = transform(truth(results, queries).mean(1))
+    losses = transform(truth(results, which).mean(1))
     if len(losses) < 20:
         pytest.skip("an interval from a handful of subsets has no steady ends")
     keys = ("pixel_dot", "nda_two_scale", "d_trak")
     effects = [
-        transform(results[f"effects/{key}-{queries}"]["value"].astype(float)[:, HALF[queries]])
+        transform(results[f"effects/{key}-{which}"]["value"].astype(float)[:, HALF[which]])
         for key in keys
     ]
     for _ in range(300):
@@ -182,11 +182,11 @@ def test_intervals(page, results, kind, queries):
         draws - draws[:, [keys.index(reference)]] for reference in ("pixel_dot", "nda_two_scale")
     )
     for key, own, gain, apart in zip(keys, draws.T, gains.T, to_nda.T, strict=True):
-        cells = scores_table(page, kind)[queries, METHODS[key].label]
+        cells = scores_table(page, kind)[which, METHODS[key].label]
         for cell, values in (
             (cells[1], own),
             (cells[3], gain),
-            (difference(page, kind, queries, METHODS[key].label)[1], apart),
+            (difference(page, kind, which, METHODS[key].label)[1], apart),
         ):
             low, high = np.percentile(values, [2.5, 97.5])
             np.testing.assert_allclose(
@@ -196,11 +196,11 @@ def test_intervals(page, results, kind, queries):
 
 def test_ceilings(page, results):
     found = next(rows for header, rows in tables(page) if "ceiling, %" in header)
-    for queries in HALF:
+    for which in HALF:
         for kind, transform in CENTRING.items():
-            value = float(found[kind, queries][0])
-            assert value == pytest.approx(ceiling(transform(truth(results, queries))), abs=0.051)
-            assert float(scores_table(page, kind)[queries, "Seed ceiling"][0]) == value
+            value = float(found[kind, which][0])
+            assert value == pytest.approx(ceiling(transform(truth(results, which))), abs=0.051)
+            assert float(scores_table(page, kind)[which, "Seed ceiling"][0]) == value
 
 
 def test_costs_are_those_of_the_sidecars(page, home, labels):
@@ -210,8 +210,8 @@ def test_costs_are_those_of_the_sidecars(page, home, labels):
     )
     found = next(rows for header, rows in tables(page) if "needs" in header and "K" in header)
     for (_, label), (_, steps, *seconds) in found.items():
-        for queries, cell in zip(HALF, seconds, strict=True):
-            made = folder / f"{names[label]}-{queries}.json"
+        for which, cell in zip(HALF, seconds, strict=True):
+            made = folder / f"{names[label]}-{which}.json"
             if made.exists():
                 info = json.loads(made.read_text())
                 assert cell == f"{info['seconds']:.1f}"
@@ -230,11 +230,11 @@ def test_published_numbers_stand_beside_ours(page):
     found = next(rows for header, rows in tables(page) if "paper, %" in header)
     ours, seen = scores_table(page, "plain"), 0
     for (_, label), cells in found.items():
-        for queries, paper, here in zip(HALF, cells[::2], cells[1::2], strict=True):
+        for which, paper, here in zip(HALF, cells[::2], cells[1::2], strict=True):
             assert paper == (
-                f"{theirs[names[label], queries]:.1f}" if (names[label], queries) in theirs else ""
+                f"{theirs[names[label], which]:.1f}" if (names[label], which) in theirs else ""
             )
-            assert here == (ours[queries, label][0] if (queries, label) in ours else "")
+            assert here == (ours[which, label][0] if (which, label) in ours else "")
             seen += bool(paper and here)
     assert seen >= 10
 
@@ -269,15 +269,15 @@ def test_references_are_fitted_on_select_alone(page, results, key, fit):
             "so few equations leave effects that are equal but for rounding, and ranks that hang"
             " on it"
         )
-    for queries in HALF:
-        row = scores_table(page, "plain").get((queries, METHODS[key].label))
+    for which in HALF:
+        row = scores_table(page, "plain").get((which, METHODS[key].label))
         if row:
             losses = (
-                results[f"losses/select-{queries}"]["value"]
-                .astype(float)[:, :, HALF[queries]]
+                results[f"losses/select-{which}"]["value"]
+                .astype(float)[:, :, HALF[which]]
                 .mean((1, 3))
             )
             effects = masks["report"] @ fit(losses, masks["select"]).T
             assert float(row[0]) == pytest.approx(
-                mean_lds(effects, truth(results, queries).mean(1)), abs=0.051
+                mean_lds(effects, truth(results, which).mean(1)), abs=0.051
             )

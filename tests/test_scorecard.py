@@ -35,9 +35,9 @@ def normal(*shape, name):
     return torch.randn(*shape, generator=rng.generator("scoring", name), dtype=torch.float64)
 
 
-def truth(queries):
+def truth(which):
     """What the losses follow, but for noise: scores of every query."""
-    return normal(QUERIES, TRAIN, name=f"truth {queries}")
+    return normal(QUERIES, TRAIN, name=f"truth {which}")
 
 
 @pytest.fixture(scope="module")
@@ -50,18 +50,18 @@ def home(tmp_path_factory):
     for family in ("report", "select"):
         masks = keep_masks(labels, SUBSETS, family=family)
         results.save(f"masks/{family}", masks, axes="subset train")
-        for queries in REPORTED:
-            signal = -(masks.double() @ truth(queries).T)[:, None, :, None]
+        for which in REPORTED:
+            signal = -(masks.double() @ truth(which).T)[:, None, :, None]
             swing, noise = (
                 normal(SUBSETS, 1, 1, 3, name="swing"),
-                normal(SUBSETS, 2, QUERIES, 3, name=f"{family} {queries}"),
+                normal(SUBSETS, 2, QUERIES, 3, name=f"{family} {which}"),
             )
             losses = (signal + 4 * swing + torch.tensor([2.0, 5.0, 12.0]) * noise).float()
-            save_losses(results, family, queries, losses, timesteps=TIMESTEPS)
-    for queries, methods in SHIPPED.items():
+            save_losses(results, family, which, losses, timesteps=TIMESTEPS)
+    for which, methods in SHIPPED.items():
         for method in reversed(methods):
-            effects = results.load("masks/report").double() @ shipped(method, queries).T.double()
-            save_effects(results, method, queries, effects.float())
+            effects = results.load("masks/report").double() @ shipped(method, which).T.double()
+            save_effects(results, method, which, effects.float())
     return home
 
 
@@ -70,14 +70,14 @@ def results(home):
     return Store(home / "data/results/small")
 
 
-def shipped(method, queries):
+def shipped(method, which):
     """The scores behind the shipped effects: the null, good methods, and a better one."""
     skill = {"random": 0, "nda": 0.5, "journey_trak": 0.7, "d_trak": 3}[method]
-    return (normal(QUERIES, TRAIN, name=f"{method} {queries}") + skill * truth(queries)).float()
+    return (normal(QUERIES, TRAIN, name=f"{method} {which}") + skill * truth(which)).float()
 
 
-def mine(queries="val"):
-    return normal(QUERIES, TRAIN, name="mine") + truth(queries)
+def mine(which="val"):
+    return normal(QUERIES, TRAIN, name="mine") + truth(which)
 
 
 def loop(effects, losses, columns, *, centred):
@@ -98,25 +98,25 @@ def loop(effects, losses, columns, *, centred):
 # ---- the three tables
 
 
-@pytest.mark.parametrize("queries", REPORTED)
+@pytest.mark.parametrize("which", REPORTED)
 @pytest.mark.parametrize("centred", [False, True])
-def test_every_lds_is_scipys(results, queries, centred):
-    report = scorecard.score(mine(queries), queries, results, resamples=5)
+def test_every_lds_is_scipys(results, which, centred):
+    report = scorecard.score(mine(which), which, results, resamples=5)
     kind = "centred" if centred else "plain"
     masks, losses = (
-        results.load(name).double() for name in ("masks/report", f"losses/report-{queries}")
+        results.load(name).double() for name in ("masks/report", f"losses/report-{which}")
     )
     mean = losses.mean((1, 3))
-    options = {"columns": REPORTED[queries], "centred": centred}
+    options = {"columns": REPORTED[which], "centred": centred}
     ours = torch.stack(
-        [torch.stack([row[mask].sum() for row in mine(queries)]) for mask in masks.bool()]
+        [torch.stack([row[mask].sum() for row in mine(which)]) for mask in masks.bool()]
     )
     assert report.summary.loc[kind, "LDS"] == pytest.approx(loop(ours, mean, **options), abs=1e-9)
     for group, span in enumerate(SPANS):
         value = report.by_timestep.loc[span, (kind, "LDS")]
         assert value == pytest.approx(loop(ours, losses[..., group].mean(1), **options), abs=1e-9)
-    for method in SHIPPED[queries]:
-        theirs = loop(masks @ shipped(method, queries).double().T, mean, **options)
+    for method in SHIPPED[which]:
+        theirs = loop(masks @ shipped(method, which).double().T, mean, **options)
         row = report.against.loc[METHODS[method].label, kind]
         assert row["LDS"] == pytest.approx(theirs, abs=1e-9)
         assert row["difference"] == pytest.approx(
@@ -128,24 +128,22 @@ def test_every_lds_is_scipys(results, queries, centred):
     )
 
 
-@pytest.mark.parametrize("queries", REPORTED)
+@pytest.mark.parametrize("which", REPORTED)
 @pytest.mark.parametrize("kind", ["plain", "centred"])
-def test_intervals_share_their_resamples(results, queries, kind):
+def test_intervals_share_their_resamples(results, which, kind):
     """Every interval from draws that are made here, of differences too."""
-    part = list(REPORTED[queries])
-    losses = results.load(f"losses/report-{queries}").double().mean(3)[:, :, part]
+    part = list(REPORTED[which])
+    losses = results.load(f"losses/report-{which}").double().mean(3)[:, :, part]
     masks = results.load("masks/report")
-    effects = {"yours": group_effects(mine(queries), masks).float()[:, part].double()}
-    effects |= {
-        m: results.load(f"effects/{m}-{queries}")[:, part].double() for m in SHIPPED[queries]
-    }
+    effects = {"yours": group_effects(mine(which), masks).float()[:, part].double()}
+    effects |= {m: results.load(f"effects/{m}-{which}")[:, part].double() for m in SHIPPED[which]}
     if kind == "centred":
         effects, losses = (
             {m: e - e.mean(1, keepdim=True) for m, e in effects.items()},
             losses - losses.mean(2, keepdim=True),
         )
     draws = lds.bootstrap(effects, losses.mean(1), resamples=RESAMPLES, seed=3)
-    report = scorecard.score(mine(queries), queries, results, resamples=RESAMPLES, seed=3)
+    report = scorecard.score(mine(which), which, results, resamples=RESAMPLES, seed=3)
     row = report.summary.loc[kind]
     percent = {name: [100 * v for v in lds.interval(values)] for name, values in draws.items()}
     assert row[["low", "high"]].tolist() == pytest.approx(percent["yours"])
@@ -153,7 +151,7 @@ def test_intervals_share_their_resamples(results, queries, kind):
     ceiling = lds.ceiling_summary(losses, resamples=RESAMPLES, seed=3)
     assert row[["ceiling LDS", "ceiling low", "ceiling high"]].tolist() == pytest.approx(ceiling)
     assert row["share of ceiling"] == pytest.approx(100 * row["LDS"] / row["ceiling LDS"])
-    for method in SHIPPED[queries]:
+    for method in SHIPPED[which]:
         wanted = [100 * v for v in lds.interval(draws["yours"] - draws[method])]
         assert report.against.loc[METHODS[method].label, kind][
             ["low", "high"]
@@ -186,10 +184,10 @@ def test_the_ceiling_of_a_group_is_that_of_its_two_seeds(results, centred):
 
 
 @pytest.mark.parametrize(
-    ("queries", "method"), [(queries, method) for queries in SHIPPED for method in SHIPPED[queries]]
+    ("which", "method"), [(which, method) for which in SHIPPED for method in SHIPPED[which]]
 )
-def test_a_shipped_methods_own_matrix_gives_its_row(results, method, queries):
-    report = scorecard.score(shipped(method, queries), queries, results, resamples=RESAMPLES)
+def test_a_shipped_methods_own_matrix_gives_its_row(results, method, which):
+    report = scorecard.score(shipped(method, which), which, results, resamples=RESAMPLES)
     for kind in ("plain", "centred"):
         row = report.against.loc[METHODS[method].label, kind]
         assert row["LDS"] == report.summary.loc[kind, "LDS"]
@@ -240,10 +238,10 @@ def test_all_generated_queries_count(results):
         assert scorecard.score(changed, "gen", results, resamples=5).summary["LDS"].ne(before).all()
 
 
-@pytest.mark.parametrize("queries", REPORTED)
-def test_methods_are_in_the_books_order(results, queries):
-    assert scorecard.score(mine(queries), queries, results, resamples=5).against.index.tolist() == [
-        METHODS[m].label for m in SHIPPED[queries]
+@pytest.mark.parametrize("which", REPORTED)
+def test_methods_are_in_the_books_order(results, which):
+    assert scorecard.score(mine(which), which, results, resamples=5).against.index.tolist() == [
+        METHODS[m].label for m in SHIPPED[which]
     ]
 
 
@@ -467,15 +465,15 @@ def test_the_command_resamples_as_often_as_the_protocol_asks():
     assert parser().parse_args(["score", "mine.npy", "--profile", "small"]).resamples == 2000
 
 
-@pytest.mark.parametrize("queries", REPORTED)
-def test_the_command_prints_the_three_tables(home, results, tmp_path, monkeypatch, capsys, queries):
+@pytest.mark.parametrize("which", REPORTED)
+def test_the_command_prints_the_three_tables(home, results, tmp_path, monkeypatch, capsys, which):
     monkeypatch.setenv("NDA_HOME", str(home))
-    path = str(saved(tmp_path / "mine.npy", mine(queries).numpy()))
-    chosen = ["--queries", queries] if queries != "val" else []  # the default
+    path = str(saved(tmp_path / "mine.npy", mine(which).numpy()))
+    chosen = ["--queries", which] if which != "val" else []  # the default
     assert main(["score", path, "--profile", "small", *chosen, "--resamples", "50"]) == 0
     printed = capsys.readouterr()
     assert not printed.err
-    report = scorecard.score(mine(queries), queries, results, resamples=50)
+    report = scorecard.score(mine(which), which, results, resamples=50)
     assert printed.out == f"{report}\n"
     where, *blocks = [block.splitlines() for block in printed.out.strip().split("\n\n")]
     assert where == [f"Held against the retrained models in {results.folder}."]
@@ -486,7 +484,7 @@ def test_the_command_prints_the_three_tables(home, results, tmp_path, monkeypatc
     ]
     assert [line.split()[0] for line in blocks[1][3:]] == SPANS
     assert [re.split(" {2,}", line)[0] for line in blocks[2][3:]] == [
-        METHODS[m].label for m in SHIPPED[queries]
+        METHODS[m].label for m in SHIPPED[which]
     ]
 
 

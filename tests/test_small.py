@@ -61,9 +61,9 @@ def test_the_ceiling_of_validation_queries_is_high_enough(transform, least):
     assert 100 * ceiling >= least
 
 
-@pytest.mark.parametrize("queries", REPORT)
-def test_nda_is_above_the_null(queries):
-    truth = Truth.load(SMALL, "report", queries)
+@pytest.mark.parametrize("which", REPORT)
+def test_nda_is_above_the_null(which):
+    truth = Truth.load(SMALL, "report", which)
     effects = {m: recorded_effects(SMALL, truth)[m] for m in ("nda", "random")}
     rows = truth.summary(effects, reference="random").set_index("method")
     assert rows.loc["nda", "gain_low"] > 0
@@ -87,10 +87,10 @@ def test_ndas_settings_are_those_that_are_best_on_select():
     )
 
 
-@pytest.mark.parametrize("queries", REPORT)
-def test_a_stranger_with_random_scores_gets_zero(queries):
-    scores = torch.randn(200, 200, generator=rng.generator("stranger", queries))
-    for _, row in scorecard.score(scores, queries, SMALL, resamples=200).summary.iterrows():
+@pytest.mark.parametrize("which", REPORT)
+def test_a_stranger_with_random_scores_gets_zero(which):
+    scores = torch.randn(200, 200, generator=rng.generator("stranger", which))
+    for _, row in scorecard.score(scores, which, SMALL, resamples=200).summary.iterrows():
         assert abs(row["LDS"]) < 6 and row["low"] < 0 < row["high"]
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from nda.data.subsets import FAMILIES
 from nda.errors import InputError
 from nda.evidence import lds
-from nda.methods import CHECKPOINTS, METHODS, MODEL, Method, Result, recorded
+from nda.methods import METHODS, Method, Result, recorded
 from nda.store import Store, digest_json
 
 # Settings are chosen on validation queries of even number and reported on those of odd number;
@@ -446,7 +446,7 @@ def _needed(name: str, parameters: Mapping[str, Any]) -> set[str]:
             f"{name} holds what its sidecar does not say, effects of"
             f" {parameters.get('method', 'no method')!r}; delete it and record it again"
         )
-    model = {"model", "recipe"} if method.needs in (MODEL, CHECKPOINTS) else set()
+    model = {"model", "recipe"} if method.opens_model else set()
     return {"masks/report", "train", which} | model
 
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from nda.errors import InputError
 from nda.evidence.truth import lds_row, truths
-from nda.methods import QUERIES, READ_LOSS, READ_MEAN_UNIT, READ_NORM
+from nda.methods import READ_LOSS, READ_MEAN_UNIT, READ_NORM, WHICH
 from nda.model.outputs import uniform_timesteps
 from nda.rivals import das, trak
 from nda.rivals.bench import Bench
@@ -163,8 +163,8 @@ def tuned_scores(
         The damping, and the scores of each kind of queries.
     """
     near = {
-        kind: candidates(bench.images(kind), bench.images("train"), share).to(bench.device)
-        for kind in QUERIES
+        which: candidates(bench.images(which), bench.images("train"), share).to(bench.device)
+        for which in WHICH
     }
     formula: Callable[..., Tensor] = trak.trak_scores
     if readout.model_output == READOUTS[DAS]["model_output"]:
@@ -175,8 +175,8 @@ def tuned_scores(
         for damping, scores in trak.solved(formula, products["val"], dampings).scores.items()
     }
     damping = bench.choose(path, "val").damping
-    found = {kind: trak.solved(formula, products[kind], [damping]).scores for kind in QUERIES}
-    return damping, {kind: found[kind][damping] * near[kind] for kind in QUERIES}
+    found = {which: trak.solved(formula, products[which], [damping]).scores for which in WHICH}
+    return damping, {which: found[which][damping] * near[which] for which in WHICH}
 
 
 def table(
@@ -207,7 +207,7 @@ def table(
     Returns:
         The rows, in the order of `variants`.
     """
-    known = {kind: truths(results, kind) for kind in QUERIES}
+    known = {which: truths(results, which) for which in WHICH}
     tried = list(variants(readout, projection, ks=ks, dims=dims, shares=shares))
     alike: dict[Readout, list[Variant]] = {}  # variants that share their gradients
     for variant in dict.fromkeys(variant for _, _, variant in tried):
@@ -224,10 +224,10 @@ def table(
                 variant.share,
                 dampings=variant.dampings,
             )
-            rows |= {(variant, kind): lds_row(scores[kind], known[kind]) for kind in QUERIES}
+            rows |= {(variant, which): lds_row(scores[which], known[which]) for which in WHICH}
     found = (
-        {"ablation": name, "setting": to, "queries": kind} | rows[v, kind]
+        {"ablation": name, "setting": to, "queries": which} | rows[v, which]
         for name, to, v in tried
-        for kind in QUERIES
+        for which in WHICH
     )
     return pd.DataFrame(found)
