@@ -13,7 +13,7 @@ from torch import Tensor
 from nda.errors import InputError
 from nda.rivals.bench import Bench, Scored
 from nda.rivals.inner_products import Source
-from nda.rivals.kernel import Kernel, _finite, damping_path
+from nda.rivals.kernel import Kernel, damping_path
 from nda.rivals.trak import solved
 
 
@@ -133,6 +133,15 @@ def das_released_scores(
     else:
         scores = kernel.solve(cross, damping) * factor
     return scores.square() if mode.endswith("_squared") else scores
+
+
+def _finite(values: Tensor) -> Tensor:
+    if not torch.isfinite(values).all():
+        raise InputError(
+            "residuals or errors have NaN or infinite entries; the model's weights or some train"
+            " image are broken"
+        )
+    return values.double()
 
 
 # ---- on a bench

@@ -68,6 +68,32 @@ def norms(a: Float[Tensor, "example dim"]) -> Float[Tensor, "example"]:
     return torch.stack([part.square().sum(1) for part in _double(a)]).sum(0).sqrt()
 
 
+def checked(cross: Tensor, train: int) -> Float[Tensor, "query train"]:
+    """Inner products of queries with train images, checked.
+
+    Args:
+        cross: the inner products.
+        train: how many train images there are.
+
+    Returns:
+        They, in float64.
+
+    Raises:
+        InputError: if they are of another shape or not finite.
+    """
+    if cross.ndim != 2 or cross.shape[1] != train:
+        raise InputError(
+            f"cross must be [query, train={train}], not {tuple(cross.shape)}; see"
+            " gram(query_features, train_features)"
+        )
+    if not torch.isfinite(cross).all():
+        raise InputError(
+            "cross has NaN or infinite entries; the features of some query or train image are"
+            " broken"
+        )
+    return cross.double()
+
+
 @dataclass(frozen=True, eq=False)
 class Kernel:
     """The Gram matrix of the train features, decomposed once for every damping and every set of
@@ -134,7 +160,7 @@ class Kernel:
         """
         values, vectors = self.eigen
         return (
-            _checked(cross, len(values)).to(vectors)
+            checked(cross, len(values)).to(vectors)
             @ vectors
             / (values + self.ridge(damping)) ** power
             @ vectors.T
@@ -196,31 +222,3 @@ def damping_path(
         damping: method(*inputs, damping=damping, **options)
         for damping in tqdm(dampings, desc="damping", leave=False)
     }
-
-
-def _checked(cross: Tensor, train: int) -> Tensor:
-    if cross.ndim != 2 or cross.shape[1] != train:
-        raise InputError(
-            f"cross must be [query, train={train}], not {tuple(cross.shape)}; see"
-            " gram(query_features, train_features)"
-        )
-    if not torch.isfinite(cross).all():
-        raise InputError(
-            "cross has NaN or infinite entries; the features of some query or train image are"
-            " broken"
-        )
-    return cross.double()
-
-
-def _finite(values: Tensor) -> Tensor:
-    if not torch.isfinite(values).all():
-        raise InputError(
-            "residuals or errors have NaN or infinite entries; the model's weights or some train"
-            " image are broken"
-        )
-    return values.double()
-
-
-def _over(scores: Float[Tensor, "query train"], scale: Tensor) -> Float[Tensor, "query train"]:
-    """Divided by a norm; an image without a gradient scores 0."""
-    return torch.where(scale > 0, scores / scale, 0.0)

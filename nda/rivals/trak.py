@@ -21,7 +21,7 @@ from torch import Tensor
 from nda.errors import InputError
 from nda.rivals.bench import Bench, Scored
 from nda.rivals.inner_products import Products, Side, Source, collect
-from nda.rivals.kernel import Kernel, _checked, _over, damping_path
+from nda.rivals.kernel import Kernel, checked, damping_path
 
 
 def dot_scores(crosses: Sequence[Float[Tensor, "query train"]]) -> Float[Tensor, "query train"]:
@@ -41,7 +41,7 @@ def dot_scores(crosses: Sequence[Float[Tensor, "query train"]]) -> Float[Tensor,
     """
     if not crosses:
         raise InputError("crosses are empty; pass the inner products of at least one checkpoint")
-    return torch.stack([_checked(cross, crosses[0].shape[-1]) for cross in crosses]).mean(0)
+    return torch.stack([checked(cross, crosses[0].shape[-1]) for cross in crosses]).mean(0)
 
 
 def cosine_scores(
@@ -136,6 +136,11 @@ def renormalised_if_scores(
         Scores in float64; 0 for an image without a gradient.
     """
     return _over(kernel.solve(cross, damping), kernel.gram.diagonal().double().sqrt())
+
+
+def _over(scores: Float[Tensor, "query train"], scale: Tensor) -> Float[Tensor, "query train"]:
+    """Divided by a norm; an image without a gradient scores 0."""
+    return torch.where(scale > 0, scores / scale, 0.0)
 
 
 # ---- on a bench
