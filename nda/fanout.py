@@ -47,21 +47,20 @@ def run(
     """
     todo = [task for task in tasks if not done(task)]
     total, asked = len(todo), os.getpid() if backend == "loky" else 0
-    jobs = max(
-        1, min(workers, len(tasks))
-    )  # not len(todo): the last task of many must not run, and be killed, in this process
+    # not len(todo): the last task of many must not run, and be killed, in this process
+    jobs = max(1, min(workers, len(tasks)))
     for attempt in range(retries + 1):
         if not todo:
             break
         try:
-            with tqdm(
-                total=len(tasks), initial=len(tasks) - len(todo), desc=label, unit="task"
-            ) as bar:
-                with joblib.parallel_config(backend=backend, n_jobs=jobs):
-                    for _ in joblib.Parallel(return_as="generator_unordered")(
-                        joblib.delayed(_alone)(function, task, asked) for task in todo
-                    ):
-                        bar.update()
+            done_before = len(tasks) - len(todo)
+            with (
+                tqdm(total=len(tasks), initial=done_before, desc=label, unit="task") as bar,
+                joblib.parallel_config(backend=backend, n_jobs=jobs),
+            ):
+                calls = (joblib.delayed(_alone)(function, task, asked) for task in todo)
+                for _ in joblib.Parallel(return_as="generator_unordered")(calls):
+                    bar.update()
             return total
         except TerminatedWorkerError:
             if attempt == retries:

@@ -145,19 +145,14 @@ class Store:
         try:
             info = json.loads(self._sidecar(name).read_text(encoding="utf-8"))
         except FileNotFoundError:
-            notebook = NOTEBOOKS.get(name.split("/")[0])
-            advice = (
-                f"run notebook {notebook} first (python -m nda run)"
-                if notebook
-                else "it has not been computed yet"
-            )
+            advice = "it has not been computed yet"
+            if notebook := NOTEBOOKS.get(name.split("/")[0]):
+                advice = f"run notebook {notebook} first (python -m nda run)"
             raise InputError(f"{name} is missing in {self.folder}: {advice}") from None
         except ValueError:  # not JSON, or not even text
             info = None
-        if (
-            not isinstance(info, dict)
-            or not {"kind", "axes", "sha256", "parameters", "inputs"} <= info.keys()
-        ):
+        needed = {"kind", "axes", "sha256", "parameters", "inputs"}
+        if not isinstance(info, dict) or not needed <= info.keys():
             raise InputError(
                 f"the sidecar of {name} in {self.folder} is damaged; delete it and compute {name}"
                 " again"
@@ -192,10 +187,7 @@ class Store:
             InputError: if there is one with other parameters or from other inputs, if the axes do
                 not fit, or if it cannot be written.
         """
-        made: dict[str, dict] = {
-            "parameters": plain(parameters or {}),
-            "inputs": {**(inputs or {})},
-        }
+        made = {"parameters": plain(parameters or {}), "inputs": dict(inputs or {})}
         self._refuse_other(name, made)
         kind, suffix, payload = _encode(value)
         if isinstance(value, Tensor) and len(axes.split()) != value.ndim:
@@ -378,7 +370,7 @@ class Store:
         return self._path(name, ".json")
 
     def _refuse_other(self, name: str, made: dict[str, dict[str, Any]]) -> None:
-        """Whether `name` may be written over what is there."""
+        """Raise if what is there was computed otherwise."""
         old = self.info(name) if name in self else made
         for what, how in {"parameters": "with other", "inputs": "from other"}.items():
             changed = [
@@ -441,6 +433,24 @@ def digest_json(values: Any) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """The sha256 of tensors, with their names, shapes and dtypes.
+
+    Args:
+        tensors: by name.
+
+    Returns:
+        The hash.
+    """
+    made = hashlib.sha256()
+    for name, tensor in tensors.items():
+        made.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        made.update(
+            tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        )
+    return made.hexdigest()
+
+
 def _json(sidecar: Mapping[str, Any]) -> bytes:
     return json.dumps(sidecar, indent=1, ensure_ascii=False).encode()
 
@@ -475,21 +485,3 @@ def _describe(value: Value) -> dict[str, Any]:
         "dtype": sorted({str(v.dtype) for v in value.values()}),
         "device": "cpu",
     }
-
-
-def digest(tensors: Mapping[str, Tensor]) -> str:
-    """The sha256 of tensors, with their names, shapes and dtypes.
-
-    Args:
-        tensors: by name.
-
-    Returns:
-        The hash.
-    """
-    made = hashlib.sha256()
-    for name, tensor in tensors.items():
-        made.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        made.update(
-            tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-        )
-    return made.hexdigest()

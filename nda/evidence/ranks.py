@@ -61,10 +61,8 @@ class Order:
         same = a == b
         self.shape = tuple(columns.shape)
         self.ties = same.sum((1, 2)) > columns.shape[1]
-        self.signs, self.equal = (
-            ((a > b).to(dtype) - (a < b).to(dtype)).flatten(0, 1),
-            same[self.ties].to(dtype),
-        )
+        self.signs = ((a > b).to(dtype) - (a < b).to(dtype)).flatten(0, 1)
+        self.equal = same[self.ties].to(dtype)
 
     def ranks(
         self, weights: Float[Tensor, "resample subset"]
@@ -106,11 +104,8 @@ class Weighted:
     """
 
     def __init__(self, order: Order, weights: Float[Tensor, "resample subset"]):
-        self.weights, self.ranks, self.spread = (
-            weights,
-            order.ranks(weights) * weights[:, None],
-            order.spread(weights),
-        )
+        self.weights, self.spread = weights, order.spread(weights)
+        self.ranks = order.ranks(weights) * weights[:, None]
 
     def correlation(self, order: Order) -> Float[Tensor, "resample query"]:
         """Weighted correlation of ranks; 0 where a side is constant: it orders nothing.
@@ -122,9 +117,8 @@ class Weighted:
             Spearman's rank correlations.
         """
         cov = torch.linalg.vecdot(order.ranks(self.weights), self.ranks).double()
-        return cov / (order.spread(self.weights) * self.spread).sqrt().clamp_min(
-            1
-        )  # constant: cov = 0; any other spread is at least 1
+        scale = (order.spread(self.weights) * self.spread).sqrt()
+        return cov / scale.clamp_min(1)  # constant: cov = 0; any other spread is at least 1
 
 
 def spearman(

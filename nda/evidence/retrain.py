@@ -76,10 +76,10 @@ class Plan:
         store = Store(self.folder)
         subsets = {family: len(store.load(f"masks/{family}")) for family in self.train_seeds}
         return [
-            Member(f, m, s)
-            for f, seeds in self.train_seeds.items()
-            for s in seeds
-            for m in range(subsets[f])
+            Member(family, subset, seed)
+            for family, seeds in self.train_seeds.items()
+            for seed in seeds
+            for subset in range(subsets[family])
         ]
 
     def made_by(self) -> dict[str, Any]:

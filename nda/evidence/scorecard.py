@@ -14,20 +14,13 @@ from torch import Tensor
 
 from nda.errors import InputError
 from nda.evidence import lds
-from nda.evidence.truth import (
-    Truth,
-    check_results,
-    find_results,
-    group_effects,
-    recorded_effects,
-)
+from nda.evidence.truth import Truth, check_results, find_results, group_effects, recorded_effects
 from nda.methods import recorded
 from nda.store import Store
 
 NULL, YOURS = "random", "yours"
-CLEARLY = (
-    3  # standard deviations of the bootstrap, which on `small` are 1.7 times those of random scores
-)
+# standard deviations of the bootstrap, which on `small` are 1.7 times those of random scores
+CLEARLY = 3
 ABOUT = {
     "summary": (
         "Your LDS with its 95 % interval; the null, which is random scores; the ceiling; your share"
@@ -63,17 +56,11 @@ class Report:
 
     def __str__(self) -> str:
         """Where the truth is from, and the three tables with one decimal, each under its title."""
-        tables = {
-            about: getattr(self, name).rename_axis(index=None).round(1) + 0.0
-            for name, about in ABOUT.items()
-        }  # + 0.0: no "-0.0"
-        return "\n\n".join(
-            [f"Held against the retrained models in {self.source}."]
-            + [
-                f"{about}\n{table.to_string(float_format='{:.1f}'.format, na_rep='-')}"
-                for about, table in tables.items()
-            ]
-        )
+        parts = [f"Held against the retrained models in {self.source}."]
+        for name, about in ABOUT.items():
+            table = getattr(self, name).rename_axis(index=None).round(1) + 0.0  # no "-0.0"
+            parts.append(f"{about}\n{table.to_string(float_format='{:.1f}'.format, na_rep='-')}")
+        return "\n\n".join(parts)
 
 
 def load_scores(path: Path | str) -> Float[Tensor, "query train"]:
@@ -100,9 +87,7 @@ def load_scores(path: Path | str) -> Float[Tensor, "query train"]:
         raise InputError(
             f"{path} cannot be read ({error.strerror or error}); name a file written by numpy.save"
         ) from None
-    except (
-        Exception
-    ):  # a damaged header makes numpy raise anything, MemoryError and tokenize.TokenError for two
+    except Exception:  # of a damaged header, anything: MemoryError and TokenError for two
         raise InputError(
             f"{path} is not a .npy file of plain numbers (no .npz, pickle or text); write it with"
             " numpy.save"

@@ -134,17 +134,11 @@ class Truth:
                 f"{name} in {store.folder} is of {len(losses)} subsets and masks/{family} of"
                 f" {len(masks)}; delete that folder and copy or compute all of it again"
             )
-        rows, timesteps = torch.arange(losses.shape[2]), store.info(name)["parameters"]
-        rows = rows[PARTS[part][which]]
-        return cls(
-            family,
-            which,
-            masks,
-            losses[:, :, rows].double(),
-            rows,
-            losses.shape[2],
-            tuple(timesteps.get("timesteps", ())),
-        )
+        n_queries = losses.shape[2]
+        rows = torch.arange(n_queries)[PARTS[part][which]]
+        timesteps = tuple(store.info(name)["parameters"].get("timesteps", ()))
+        counting = losses[:, :, rows].double()
+        return cls(family, which, masks, counting, rows, n_queries, timesteps)
 
     @property
     def mean(self) -> Float[Tensor, "subset query"]:

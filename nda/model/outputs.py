@@ -54,9 +54,7 @@ def denoising_losses(
             for rows in torch.arange(len(queries)).split(batch):
                 times = torch.full((len(rows),), timestep, device=queries.device)
                 predicted = model(add_noise(queries[rows], times, noise[rows]), times).sample
-                losses[rows, column] += (predicted - noise[rows]).square().mean((1, 2, 3)) / len(
-                    noise_seeds
-                )
+                losses[rows, column] += _error(predicted, noise[rows], times) / len(noise_seeds)
     return losses
 
 

@@ -35,9 +35,8 @@ LIMITS: dict[str, Callable[[Any], bool]] = {
 class Recipe:
     """How a model is made. Defaults are the paper's for CIFAR-2 (D-TRAK's configuration)."""
 
-    unet: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # keyword arguments of diffusers' UNet2DModel, less what the images say
+    # keyword arguments of diffusers' UNet2DModel, less what the images say
+    unet: Mapping[str, Any] = field(default_factory=dict)
     epochs: int = 200
     batch: int = 128
     lr: float = 1e-4
@@ -48,12 +47,8 @@ class Recipe:
     flips: bool = True  # random horizontal flips
     ema: float = 0.0  # decay of the averaged weights, 0 = none
     bf16: bool = False  # train under bfloat16 autocast
-    checkpoints: tuple[float, ...] = (
-        0.25,
-        0.5,
-        0.75,
-        1.0,
-    )  # shares of training at which weights are kept and a killed run resumes
+    # shares of training at which weights are kept and a killed run resumes
+    checkpoints: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
 
     @classmethod
     def parse(cls, settings: Mapping[str, Any]) -> "Recipe":
@@ -73,14 +68,11 @@ class Recipe:
                 f"recipe has an unknown setting {unknown[0]!r}; known:"
                 f" {', '.join(f.name for f in fields(cls))}"
             )
-        values: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()
-        }
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
         for name, value in values.items():
             wanted = type(getattr(cls(), name))
-            if not isinstance(value, (int, float) if wanted is float else wanted) or isinstance(
-                value, bool
-            ) != (wanted is bool):
+            fits = isinstance(value, (int, float) if wanted is float else wanted)
+            if not fits or isinstance(value, bool) != (wanted is bool):
                 raise InputError(f"recipe.{name} must be a {wanted.__name__}, not {value!r}")
         for name, value in values.items():
             if name in LIMITS and not LIMITS[name](value):

@@ -80,9 +80,8 @@ class NDAConfig:
                     f"scales must list Scale(patch, coarse, weight) at timestep {timestep}, not"
                     f" {scales!r}"
                 )
-        object.__setattr__(
-            self, "scales", {t: tuple(self.scales[t]) for t in sorted(self.scales)}
-        )  # one order of the terms
+        ordered = {t: tuple(self.scales[t]) for t in sorted(self.scales)}
+        object.__setattr__(self, "scales", ordered)  # one order of the terms
         if isinstance(self.noise_seed, bool) or not isinstance(self.noise_seed, int):
             raise InputError(f"noise_seed must be an integer, not {self.noise_seed!r}")
         if isinstance(self.draws, bool) or not isinstance(self.draws, int) or self.draws < 0:
@@ -218,11 +217,9 @@ class NDAConfig:
         Returns:
             All but the images.
         """
-        noise = (
-            None
-            if term.draw is None
-            else shared_noise(queries, term.timestep, self.noise_seed, term.draw)
-        )
+        noise = None
+        if term.draw is not None:
+            noise = shared_noise(queries, term.timestep, self.noise_seed, term.draw)
         window = {"timestep": term.timestep, "patch": term.scale.patch, "coarse": term.scale.coarse}
         return window | {
             "top_k": self.top_k,

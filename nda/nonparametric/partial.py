@@ -66,17 +66,12 @@ class Partial:
         Returns:
             The partial result.
         """
-        parts = [
-            (tensors[f"{i}.log_total"], tensors[f"{i}.log_share"])
-            for i in range(len(list(config.terms())))
+        found = [
+            Posterior(tensors["images"], tensors[f"{i}.log_total"], tensors[f"{i}.log_share"])
+            for i, _ in enumerate(config.terms())
         ]
-        found = [Posterior(tensors["images"], *part) for part in parts]
-        return cls(
-            config,
-            tuple(found),
-            tuple(tensors["shape"].tolist()),
-            bytes(tensors["queries"].tolist()).hex(),
-        )
+        shape, queries = tuple(tensors["shape"].tolist()), bytes(tensors["queries"].tolist())
+        return cls(config, tuple(found), shape, queries.hex())
 
 
 def partial_scores(
@@ -120,9 +115,8 @@ def partial_scores(
     found = []
     for term in tqdm(list(config.terms()), desc="NDA", unit="posterior", leave=False):
         whole = patch_posterior(queries, bank, engine=engine, **config.options(queries, term))
-        share = torch.stack(whole.log_share.split(len(train), dim=2)).logsumexp(
-            0
-        )  # a mirrored image's mass counts for its original
+        # a mirrored image's mass counts for its original
+        share = torch.stack(whole.log_share.split(len(train), dim=2)).logsumexp(0)
         found.append(replace(whole, images=numbers.to(train.device), log_share=share))
     pixels = hashlib.sha256(queries.cpu().contiguous().numpy().tobytes()).hexdigest()
     return Partial(config, tuple(found), (train.shape[2], train.shape[3]), pixels)
@@ -152,9 +146,5 @@ def merge(partials: Sequence[Partial]) -> Partial:
             "the partial results are of different queries, configurations or image sizes; merge"
             " only parts of one run"
         )
-    return replace(
-        partials[0],
-        posteriors=tuple(
-            map(merge_posteriors, zip(*(p.posteriors for p in partials), strict=True))
-        ),
-    )
+    blocks = zip(*(part.posteriors for part in partials), strict=True)  # of each term
+    return replace(partials[0], posteriors=tuple(map(merge_posteriors, blocks)))

@@ -99,16 +99,10 @@ def used_pixels(
     if isinstance(image, bool) or not isinstance(image, int) or not 0 <= image < len(train):
         raise InputError(f"image must be an integer between 0 and {len(train) - 1}, not {image!r}")
     windows, posterior = _posterior(query, train, options)
-    logits = _logits(
-        query, train[image], windows, options, torch.arange(windows.positions, device=train.device)
-    )
-    return (
-        (logits - posterior.log_total[0, :, None])
-        .exp()
-        .sum(0)
-        .unflatten(0, windows.grid)
-        .to(train.dtype)
-    )
+    everywhere = torch.arange(windows.positions, device=train.device)
+    logits = _logits(query, train[image], windows, options, everywhere)
+    masses = (logits - posterior.log_total[0, :, None]).exp()  # [query position, image position]
+    return masses.sum(0).unflatten(0, windows.grid).to(train.dtype)
 
 
 def _posterior(query: Tensor, train: Tensor, options: dict[str, Any]) -> tuple[Windows, Posterior]:

@@ -337,15 +337,8 @@ def heat(tables: Mapping[str, pd.DataFrame], *, xlabel: str, unit: str) -> Figur
         place.tick_params(length=0)
         for (row, column), value in np.ndenumerate(table.to_numpy()):
             colour = "white" if abs(value) > 0.6 * limit else INK
-            place.text(
-                column,
-                row,
-                f"{np.round(value) + 0.0:.0f}",
-                ha="center",
-                va="center",
-                fontsize=8,
-                color=colour,
-            )  # + 0.0: no "-0"
+            text = f"{np.round(value) + 0.0:.0f}"  # + 0.0: no "-0"
+            place.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
     figure.colorbar(image, ax=axes, label=unit, pad=0.02)
     return figure
 

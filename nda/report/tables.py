@@ -10,6 +10,7 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from nda.methods import METHODS, Method
+from nda.report.said import interval
 from nda.report.style import label
 
 
@@ -23,7 +24,7 @@ def brackets(low: Iterable[float], high: Iterable[float]) -> list[str]:
     Returns:
         One text per interval.
     """
-    return [f"[{a:.1f},\u00a0{b:.1f}]" for a, b in zip(low, high, strict=True)]
+    return [interval(*ends) for ends in zip(low, high, strict=True)]
 
 
 def table(
@@ -71,13 +72,11 @@ def agreement(scores: Mapping[str, Float[Tensor, "query train"]]) -> pd.DataFram
         The correlations, one row and one column per method.
     """
     ranks = [torch.from_numpy(rankdata(values.cpu().numpy(), axis=1)) for values in scores.values()]
-    units = torch.stack(
-        [F.normalize(rank - rank.mean(1, keepdim=True), dim=1) for rank in ranks]
-    )  # [method, query, train]
+    centred = [rank - rank.mean(1, keepdim=True) for rank in ranks]
+    units = torch.stack([F.normalize(rank, dim=1) for rank in centred])  # [method, query, train]
     names = [label(name) if name in METHODS else name for name in scores]
-    return pd.DataFrame(
-        (torch.einsum("aqt,bqt->ab", units, units) / units.shape[1]).numpy(), names, names
-    )
+    means = torch.einsum("aqt,bqt->ab", units, units) / units.shape[1]
+    return pd.DataFrame(means.numpy(), names, names)
 
 
 def differences(
@@ -95,11 +94,8 @@ def differences(
     """
     columns = {}
     for name, values in tables.items():
-        intervals = brackets(values["gain_low"], values["gain_high"])
-        cells = [
-            f"{gain:+.1f} {interval}"
-            for gain, interval in zip(values["gain"], intervals, strict=True)
-        ]
+        ends = brackets(values["gain_low"], values["gain_high"])
+        cells = [f"{gain:+.1f} {both}" for gain, both in zip(values["gain"], ends, strict=True)]
         columns[name] = pd.Series(cells, values["method"])
     every = pd.DataFrame(columns)
     return (

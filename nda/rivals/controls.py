@@ -112,10 +112,8 @@ def _nearest(
 ) -> Float[Tensor, "train"]:
     """Mean squared distance to the nearest windows of every train image, summed over u."""
     flat = bank.flatten(0, 1)
-    distance = torch.addmm(flat.square().sum(1), own, flat.T, alpha=-2).unflatten(
-        1, bank.shape[:2]
-    )  # less ‖own‖², [u, train, v]
-    best = distance.topk(min(top_k, bank.shape[1]), dim=2, largest=False, sorted=False).values.mean(
-        2
-    )
+    distance = torch.addmm(flat.square().sum(1), own, flat.T, alpha=-2)  # less ‖own‖²
+    distance = distance.unflatten(1, bank.shape[:2])  # [u, train, v]
+    few = min(top_k, bank.shape[1])
+    best = distance.topk(few, dim=2, largest=False, sorted=False).values.mean(2)
     return (best + own.square().sum(1)[:, None]).clamp_min(0).sum(0)

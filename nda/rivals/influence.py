@@ -85,9 +85,8 @@ def compress(values: Float[Tensor, "image *shape"]) -> Compressed:
         Codes, and what they stand for.
     """
     low, high = values.flatten(1).aminmax(dim=1, keepdim=True)
-    step = ((high - low) / 255).clamp_min(
-        torch.finfo(values.dtype).tiny
-    )  # a constant tensor has code 0 everywhere
+    # a constant tensor has code 0 everywhere
+    step = ((high - low) / 255).clamp_min(torch.finfo(values.dtype).tiny)
     return Compressed(((values.flatten(1) - low) / step).round().to(torch.uint8), low, step)
 
 
@@ -103,12 +102,13 @@ def decompress(compressed: Compressed) -> Float[Tensor, "image entry"]:
     return compressed.low + compressed.step * compressed.codes
 
 
-Products = Callable[[Float[Tensor, "train *shape"]], Float[Tensor, "damping query train"]]
+# of train gradients: one block's share of the scores
+Share = Callable[[Float[Tensor, "train *shape"]], Float[Tensor, "damping query train"]]
 
 
 def _products(
     block: Block, queries: Float[Tensor, "query *shape"], dampings: Sequence[float]
-) -> Products:
+) -> Share:
     """One block's share of the scores."""
     # in its eigenbasis a damping only rescales: both sides are rotated once for all dampings
     rotated = block.rotate(queries)
@@ -127,7 +127,7 @@ def _products(
 
 def _compressed_products(
     block: Block, queries: Float[Tensor, "query *shape"], dampings: Sequence[float]
-) -> Products:
+) -> Share:
     """The same with the preconditioned query gradients in 8 bits."""
     rows = [compress(block.precondition(queries, damping)) for damping in dampings]
     return lambda train: torch.stack(

@@ -24,11 +24,8 @@ from nda.errors import InputError, check_choice, check_draws, check_images, need
 from nda.schedule import add_noise
 
 KINDS = ("ekfac", "kfac")
-FISHERS = {
-    "mc": "empirical",
-    "empirical": "empirical",
-    "exact": "type-2",
-}  # our name: what curvlinops calls it, see _Data
+# our name: what curvlinops calls it, see _Data
+FISHERS = {"mc": "empirical", "empirical": "empirical", "exact": "type-2"}
 SHARING = ("expand", "reduce")
 
 
@@ -177,9 +174,8 @@ def _curvlinops(
 ) -> Iterator[tuple[str, Block]]:
     """The one place that knows curvlinops 3."""
     needs("curvlinops", "rivals")
-    with warnings.catch_warnings(
-        action="ignore", category=FutureWarning
-    ):  # importing it calls torch.jit.script
+    # importing it calls torch.jit.script
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):
         from curvlinops import EKFACLinearOperator, KFACLinearOperator
     settings: dict[str, Any] = {
         "fisher_type": FISHERS[fisher],
@@ -280,12 +276,9 @@ def fit_curvature(
         passed on as they are.
     """
     check_images(train, "train")
-    for name, choice, allowed in (
-        ("kind", kind, KINDS),
-        ("fisher", fisher, FISHERS),
-        ("sharing", sharing, SHARING),
-    ):
-        check_choice(name, choice, allowed)
+    check_choice("kind", kind, KINDS)
+    check_choice("fisher", fisher, FISHERS)
+    check_choice("sharing", sharing, SHARING)
     check_draws(timesteps, draws=draws, batch=batch)
     parameters, sampled = covered(model), fisher == "mc"
     _probe(model, {name.rpartition(".")[0] for name in parameters}, train[0])

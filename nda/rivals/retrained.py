@@ -82,9 +82,8 @@ def datamodel(
     fit = RidgeCV(alphas=penalties, alpha_per_target=True).fit(
         masks.cpu().double().numpy(), losses.cpu().double().numpy()
     )
-    return (
-        -torch.from_numpy(fit.coef_).reshape(losses.shape[1], masks.shape[1]).to(losses)
-    )  # of one query it is flat
+    shape = (losses.shape[1], masks.shape[1])  # of one query the fit is flat
+    return -torch.from_numpy(fit.coef_).reshape(shape).to(losses)
 
 
 def _check(losses: Tensor, masks: Tensor) -> None:

@@ -47,12 +47,9 @@ def windows(
     name = "coarse window" if coarse else "window"
     for timestep in timesteps:
         for side in sides:
-            yield Ablation(
-                name,
-                str(side),
-                replace(base, scales={timestep: (Scale(side, coarse),)}, top_k=NDAConfig.top_k),
-                timestep,
-            )
+            alone = {timestep: (Scale(side, coarse),)}
+            config = replace(base, scales=alone, top_k=NDAConfig.top_k)
+            yield Ablation(name, str(side), config, timestep)
 
 
 def best_windows(rows: pd.DataFrame, *, coarse: bool = False) -> dict[int, int]:
@@ -66,9 +63,8 @@ def best_windows(rows: pd.DataFrame, *, coarse: bool = False) -> dict[int, int]:
     Returns:
         The side in pixels by timestep.
     """
-    rows = rows[
-        (rows["ablation"] == ("coarse window" if coarse else "window")) & (rows["queries"] == "val")
-    ]
+    name = "coarse window" if coarse else "window"
+    rows = rows[(rows["ablation"] == name) & (rows["queries"] == "val")]
     best = rows.loc[rows.groupby("timestep")["select"].idxmax()]
     return dict(zip(best["timestep"].astype(int), best["setting"].astype(int), strict=True))
 
@@ -106,12 +102,7 @@ def settings(
             for t, (a, b) in both.scales.items()
         }
         yield Ablation("scale_mix", f"{mix:g}", replace(both, scales=mixed))
-    scales = {
-        "full": full,
-        "coarse": coarse,
-        "both": both,
-        **_with_a_third(both),
-    }
+    scales = {"full": full, "coarse": coarse, "both": both, **_with_a_third(both)}
     for name, config in scales.items():
         yield Ablation("scales", name, config)
     for top_k in (1, 3, 10, 30, 100, None):
@@ -136,10 +127,7 @@ def _with_a_third(both: NDAConfig) -> dict[str, NDAConfig]:
         third = sum(scale.weight for scale in scales) / 2
         pixels[timestep] = (Scale(1, weight=third), *scales)
         larger[timestep] = (*scales, Scale(scales[0].patch + 4, weight=third))
-    return {
-        "+ pixels": replace(both, scales=pixels),
-        "+ larger": replace(both, scales=larger),
-    }
+    return {"+ pixels": replace(both, scales=pixels), "+ larger": replace(both, scales=larger)}
 
 
 def kept_scores(
@@ -165,12 +153,9 @@ def kept_scores(
         for scale in (scale for scale in scales if scale.weight):
             part = replace(config, scales={timestep: (replace(scale, weight=1.0),)})
             make = partial(nda_scores, queries, train, part)
-            name = f"parts/{_name(part)}-{which}"
-            total += (
-                scale.weight
-                / weights
-                * store.kept(name, make, axes="query train", parameters=asdict(part), inputs=inputs)
-            )
+            name, made = f"parts/{_name(part)}-{which}", {"parameters": asdict(part)}
+            scores = store.kept(name, make, axes="query train", inputs=inputs, **made)
+            total += scale.weight / weights * scores
     return total
 
 

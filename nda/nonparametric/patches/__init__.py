@@ -32,9 +32,8 @@ ENGINES: dict[str, Callable[..., Posterior]] = {
     "box": partial(tensor.posterior, distances=tensor.box),
     "fused": fused.posterior,
 }
-SHARE_BYTES = (
-    40 * 2**20
-)  # of one array over (query, position, train image), when only scores are asked for
+# of one array over (query, position, train image), when only scores are asked for
+SHARE_BYTES = 40 * 2**20
 log = logging.getLogger(__name__)
 
 
@@ -187,14 +186,8 @@ def patch_scores(
     check_same_shape(queries, train)
     windows = Windows(train.shape[2], train.shape[3], patch, coarse, borders)
     name = _pick(engine, queries)
-    log.info(
-        "engine %s: %d queries, %d train images, timestep %d, %s",
-        name,
-        len(queries),
-        len(train),
-        timestep,
-        windows,
-    )
+    counts = f"{len(queries)} queries, {len(train)} train images"
+    log.info("engine %s: %s, timestep %d, %s", name, counts, timestep, windows)
     per_row = windows.grid[1] * len(train) * train.itemsize
     tall = max(1, min(windows.grid[0], SHARE_BYTES // per_row))
     together = max(1, SHARE_BYTES // (per_row * tall))

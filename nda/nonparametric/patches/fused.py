@@ -84,22 +84,15 @@ class Format:
             The format.
         """
         other = windows.taps**2 * chan * largest**2
-        bound = (
-            1.01 * max(norm, other + 2 * math.sqrt(norm * other)) / (temperature * math.log(2))
-            + 1e-9
-        )
+        furthest = max(norm, other + 2 * math.sqrt(norm * other))
+        bound = 1.01 * furthest / (temperature * math.log(2)) + 1e-9
         # One product of a window is at most `bound`; with a single tap the filter also rounds the
         # difference of two at once.
         digits = (31 if windows.taps > 1 else 30) - math.ceil(math.log2(bound))
-        fixed = (
-            0.3
-            * math.sqrt(windows.taps * (windows.taps + windows.height))
-            * math.log(2)
-            * 2.0**-digits
-        )
-        floats = (
-            2.0**-24 * 2 * largest * math.sqrt(norm) / temperature
-        )  # Σ(xy)² is at most largest² norm
+        roundings = windows.taps * (windows.taps + windows.height)
+        fixed = 0.3 * math.sqrt(roundings) * math.log(2) * 2.0**-digits
+        # Σ(xy)² is at most largest² norm
+        floats = 2.0**-24 * 2 * largest * math.sqrt(norm) / temperature
         if dtype == torch.float32 and math.hypot(fixed, floats) <= NARROW_ERROR:
             return cls(min(digits, 23), True)
         return cls(min(digits + 31, 52), False)
@@ -165,12 +158,8 @@ def compiled() -> ctypes.CDLL | None:
     Returns:
         The library, or None, after a warning, if there is no C++ compiler or it fails.
     """
-    compiler = (
-        shutil.which(os.environ.get("CXX", ""))
-        or shutil.which("c++")
-        or shutil.which("g++")
-        or shutil.which("clang++")
-    )
+    names = (os.environ.get("CXX", ""), "c++", "g++", "clang++")
+    compiler = next(filter(None, map(shutil.which, names)), None)
     if compiler is None:
         log.warning(
             "no C++ compiler was found, so the fused engine is not available; install g++ or"
@@ -355,18 +344,9 @@ def _integers(
     x: Tensor, windows: Windows, top_k: int | None, rows: range, bits: int, images: int
 ) -> list[np.ndarray]:
     """`Problem` of fused.cpp, and the ranges that meet: along rows (train, query), and columns."""
-    edge, positions = (
-        windows.before - windows.step + 1,
-        windows.positions,
-    )  # what comes before the edge is padding
-    problem = [
-        *x.shape,
-        windows.taps,
-        windows.step,
-        min(top_k or positions, positions),
-        bits,
-        images,
-    ]
+    keep = min(top_k or windows.positions, windows.positions)
+    problem = [*x.shape, windows.taps, windows.step, keep, bits, images]
+    edge = windows.before - windows.step + 1  # what comes before it is padding
     problem += [edge, windows.before + windows.height, edge, windows.before + windows.width]
     vertical, across = windows.bands()
     meeting = [

@@ -22,9 +22,8 @@ from nda.nonparametric.patches.windows import Windows, exact
 
 BLOCK_BYTES = 16 * 2**20  # of distances; some eight arrays of this size may live at a time
 GPU_BLOCK_BYTES = 512 * 2**20
-Group = tuple[
-    range, bool
-]  # positions along one axis, and whether all of them meet or each only itself
+# positions along one axis, and whether all of them meet or each only itself
+Group = tuple[range, bool]
 Distances = Callable[[Tensor, Tensor, Windows, bool, bool], Tensor]
 
 
@@ -53,10 +52,8 @@ def conv(
     shape = (len(query), windows.taps, windows.taps)
     distance = F.conv2d(train, -2 * kernels.unflatten(1, shape), dilation=windows.step).flatten(2)
     ones = torch.ones(1, *shape, dtype=train.dtype, device=train.device)
-    distance += (
-        F.conv2d(train.square(), ones, dilation=windows.step).flatten(2)
-        + kernels.square().sum(1)[:, None]
-    )
+    squares = F.conv2d(train.square(), ones, dilation=windows.step).flatten(2)
+    distance += squares + kernels.square().sum(1)[:, None]
     return distance.clamp_min_(0)
 
 
@@ -87,10 +84,9 @@ def box(
         Squared distances of all windows that meet.
     """
     x = query.unflatten(1, (-1, 1)).unflatten(3, (-1, 1))  # [chan, row, 1, col, 1]
+    # [train, chan, row, row2, col, col2], an axis of length 1 per pair
     y = train.unflatten(2, (1, -1) if rows_meet else (-1, 1))
-    y = y.unflatten(
-        4, (1, -1) if cols_meet else (-1, 1)
-    )  # [train, chan, row, row2, col, col2], an axis of length 1 per pair
+    y = y.unflatten(4, (1, -1) if cols_meet else (-1, 1))
     pairs = sum((a - b).square_() for a, b in zip(x, y.unbind(1), strict=True))
     for axis, meet in ((1, rows_meet), (3, cols_meet)):
         pairs = _box(pairs, (axis, axis + 1) if meet else (axis,), windows.taps, windows.step)
@@ -239,9 +235,8 @@ def _log_sums(
     """Log-sum-exp of the `top_k` largest logits of each image, and of all of them."""
     keep = min(top_k or distance.shape[2], distance.shape[2])
     best = distance.amin((0, 2))[:, None]  # [u, 1]
-    floor = math.log(
-        torch.finfo(dtype).tiny
-    )  # weights below the smallest normal number are nothing, slowly
+    # weights below the smallest normal number are nothing, slowly
+    floor = math.log(torch.finfo(dtype).tiny)
     logits = ((best - distance) / temperature).to(dtype).clamp_min_(floor)
     top = logits.topk(keep, dim=2, sorted=False).values if keep < logits.shape[2] else logits
     offset = best[:, 0] / temperature
