@@ -23,7 +23,14 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def memory(process: int) -> float:
-    """GB of a process and its descendants, at this moment."""
+    """What a process and its descendants take at this moment.
+
+    Args:
+        process: its number.
+
+    Returns:
+        Their memory, in GB.
+    """
     used = 0.0
     with suppress(OSError):  # it may end meanwhile
         for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():
@@ -35,7 +42,15 @@ def memory(process: int) -> float:
 
 
 def cost(command: str, folder: Path) -> dict[str, float]:
-    """Run `make command` in a folder that has an environment; what it cost."""
+    """Run `make command` in a folder.
+
+    Args:
+        command: the target, such as `"test"`.
+        folder: a checkout that has an environment.
+
+    Returns:
+        What it cost, by what is measured.
+    """
     environment = os.environ | {"PYTHONPATH": str(folder), "NDA_HOME": ""}
     asked = ["make", "-o", ".venv/installed", command]  # the environment is as it should be
     before, started, peak = resource.getrusage(resource.RUSAGE_CHILDREN), monotonic(), 0.0
@@ -55,7 +70,12 @@ def cost(command: str, folder: Path) -> dict[str, float]:
 
 
 def main(commit: str, *commands: str) -> None:
-    """Print the costs of the commands at both commits, and their ratios."""
+    """Print the costs of commands at both commits, and their ratios.
+
+    Args:
+        commit: the other one.
+        commands: targets of the Makefile; default: both.
+    """
     costs = {}
     with tempfile.TemporaryDirectory() as name:
         for which in (commit, "HEAD"):

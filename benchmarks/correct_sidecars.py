@@ -60,8 +60,15 @@ def hashes(results: Store) -> dict[str, str]:
 
 
 def run_of(name: str) -> tuple[Method, str]:
-    """The method, in its variant, and the queries of `effects/<name>`: the only place where they
-    were written."""
+    """The method, in its variant, and the queries of effects, from their name: the only place where
+    they were written.
+
+    Args:
+        name: in the results, `effects/<method>-<which>`.
+
+    Returns:
+        The method, and the name of the queries.
+    """
     key, *variant, which = name.removeprefix("effects/").split("-")
     return METHODS[key].varied(**({"K": int(variant[0][1:])} if variant else {})), which
 

@@ -12,6 +12,7 @@ of a second thread and the memory that a run adds. Without `--data` the images a
 import argparse
 import resource
 from collections.abc import Callable
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -37,18 +38,24 @@ CASES = [
 
 
 def pictures(count: int, size: int, data: str | None) -> Tensor:
-    """Images of a folder or data set, or noise with a spectrum like theirs."""
+    """Images, or noise with a spectrum like theirs.
+
+    Args:
+        count: how many.
+        size: their side in pixels.
+        data: a data set or folder; None: noise.
+
+    Returns:
+        Pixels in [-1, 1].
+    """
     if data:
         found = images.load(data, split="train", size=size).pixels
         return found[torch.randperm(len(found), generator=rng.generator("benchmark"))[:count]]
     noise = torch.randn(count, 3, size, size, generator=rng.generator("benchmark"))
-    smooth = torch.stack(
-        [
-            F.interpolate(F.avg_pool2d(noise, k), size=size, mode="bilinear") * k
-            for k in (1, 2, 4, 8)
-        ]
-    ).sum(0)
-    return (smooth / 3).clamp(-1, 1)
+    smooth = [
+        F.interpolate(F.avg_pool2d(noise, k), size=size, mode="bilinear") * k for k in (1, 2, 4, 8)
+    ]
+    return (torch.stack(smooth).sum(0) / 3).clamp(-1, 1)
 
 
 def released(
@@ -62,7 +69,20 @@ def released(
     block: int = 32,
 ) -> Tensor:
     """The released code's way, written anew: one convolution per block of query patches, with 10
-    outside the image on both sides."""
+    outside the image on both sides.
+
+    Args:
+        queries: pixels in [-1, 1].
+        train: pixels in [-1, 1].
+        timestep: 0…999.
+        patch: side of the window in pixels, odd.
+        top_k: largest weights kept per train image.
+        noise: that all queries share.
+        block: train images at a time.
+
+    Returns:
+        Scores `[query, train]`.
+    """
     before, scores = (patch - 1) // 2, torch.zeros(len(queries), len(train))
     bank = F.pad(signal(timestep) * train, [before] * 4, value=10.0)
     squares = F.conv2d(bank.square(), torch.ones(1, bank.shape[1], patch, patch))
@@ -70,14 +90,10 @@ def released(
         for kernel in F.unfold(F.pad(query[None], [before] * 4, value=10.0), patch)[0].T.split(64):
             tops, sums = [], []
             for start in range(0, len(bank), block):
-                product = F.conv2d(
-                    bank[start : start + block], kernel.unflatten(1, (-1, patch, patch))
-                )
-                distance = (
-                    squares[start : start + block]
-                    + kernel.square().sum(1)[:, None, None]
-                    - 2 * product
-                )
+                some, kernels = slice(start, start + block), kernel.unflatten(1, (-1, patch, patch))
+                product = F.conv2d(bank[some], kernels)
+                norms = kernel.square().sum(1)[:, None, None]
+                distance = squares[some] + norms - 2 * product
                 logits = -distance.clamp_min(0).flatten(2) / (2 * sigma(timestep) ** 2)
                 tops.append(logits.topk(min(top_k, logits.shape[2]), 2).values.logsumexp(2))
                 sums.append(logits.logsumexp(2))
@@ -86,7 +102,15 @@ def released(
 
 
 def seconds(function: Callable[[], Tensor], repeat: int = 1) -> float:
-    """The fastest of some runs."""
+    """The time that a function takes.
+
+    Args:
+        function: what is timed.
+        repeat: how often.
+
+    Returns:
+        Seconds of the fastest run.
+    """
     times = []
     for _ in range(repeat):
         started = perf_counter()
@@ -98,21 +122,25 @@ def seconds(function: Callable[[], Tensor], repeat: int = 1) -> float:
 def compare(
     size: int, patch: int, coarse: bool, timestep: int, *, n_train: int, data: str | None
 ) -> None:
-    """One line of the table."""
+    """Print one line of the table.
+
+    Args:
+        size: side of the images in pixels.
+        patch: side of the window in pixels.
+        coarse: whether windows are compared at half the resolution.
+        timestep: 0…999.
+        n_train: train images.
+        data: as of `pictures`.
+    """
     train, query = pictures(n_train + 1, size, data).split([n_train, 1])
-    options: dict[str, Any] = {
-        "timestep": timestep,
-        "patch": patch,
-        "top_k": 100,
-        "noise": shared_noise(query, timestep, 0),
-    }
-    fused = seconds(lambda: patch_scores(query, train, engine="fused", coarse=coarse, **options), 3)
-    conv = seconds(lambda: patch_scores(query, train, engine="conv", coarse=coarse, **options))
-    theirs = None if coarse else seconds(lambda: released(query, train, **options))
+    options: dict[str, Any] = {"timestep": timestep, "patch": patch, "top_k": 100}
+    options["noise"] = shared_noise(query, timestep, 0)
+    ours = partial(patch_scores, query, train, coarse=coarse, **options)
+    fused = seconds(partial(ours, engine="fused"), 3)
+    conv = seconds(partial(ours, engine="conv"))
+    theirs = None if coarse else seconds(partial(released, query, train, **options))
     torch.set_num_threads(2)
-    double = seconds(
-        lambda: patch_scores(query, train, engine="fused", coarse=coarse, **options), 3
-    )
+    double = seconds(partial(ours, engine="fused"), 3)
     torch.set_num_threads(1)
     name = f"{size}x{size}, {'coarse ' if coarse else ''}window {patch}, t = {timestep}"
     ratio = "" if theirs is None else f"{theirs / fused:9.0f}x"

@@ -8,7 +8,8 @@ two disagree.
 
 from pathlib import Path
 
-from nda.evidence.truth import Truth
+from nda.evidence.truth import Truth, recorded_effects
+from nda.methods import WHICH
 from nda.report import headline
 from nda.store import Store
 
@@ -23,10 +24,10 @@ def table() -> str:
         A table in Markdown.
     """
     summaries, ceilings, results = {}, {}, Store.shipped("small")
-    for which in ("val", "gen"):
+    for which in WHICH:
         truth = Truth.load(results, "report", which)
-        effects = {m: results.load(f"effects/{m}-{which}") for m in headline.HEADLINE}
-        effects = {m: values[:, truth.rows].double() for m, values in effects.items()}
+        every = recorded_effects(results, truth)
+        effects = {method: every[method] for method in headline.HEADLINE}
         summaries[which] = truth.summary(effects, reference="pixel_dot")
         ceilings[which] = truth.ceiling()
     return headline.markdown(headline.headline(summaries, ceilings))

@@ -31,14 +31,19 @@ ROOT = Store.working("regime").folder
 
 
 def plain_unet(*widths: int) -> dict[str, Any]:
-    """Settings of a plain U-Net with these channels per level and one layer per block."""
-    down, up = ["DownBlock2D"] * len(widths), ["UpBlock2D"] * len(widths)
+    """A plain U-Net with one layer per block.
+
+    Args:
+        widths: channels per level.
+
+    Returns:
+        Its settings.
+    """
     return {
         "block_out_channels": list(widths),
         "layers_per_block": 1,
-        "down_block_types": down,
-        "up_block_types": up,
-    } | {
+        "down_block_types": ["DownBlock2D"] * len(widths),
+        "up_block_types": ["UpBlock2D"] * len(widths),
         "norm_num_groups": 8,
         "add_attention": False,
         "resnet_time_scale_shift": "scale_shift",
@@ -63,14 +68,8 @@ class Regime:
     def recipe(self) -> unet.Recipe:
         """Of every model; epochs of half the train set."""
         epochs = self.image_steps // (self.n_train // 2)
-        return unet.Recipe(
-            unet=plain_unet(*self.widths),
-            epochs=epochs,
-            batch=self.batch,
-            lr=self.lr,
-            ema=self.ema,
-            bf16=True,
-        )
+        numbers = {"epochs": epochs, "batch": self.batch, "lr": self.lr, "ema": self.ema}
+        return unet.Recipe.parse({"unet": plain_unet(*self.widths), "bf16": True} | numbers)
 
     @property
     def seeds(self) -> dict[str, list[int]]:
@@ -84,7 +83,14 @@ class Regime:
         }
 
     def families(self, masks: Tensor) -> dict[str, Tensor]:
-        """The masks `[subset, train]` of each family."""
+        """The masks of each family.
+
+        Args:
+            masks: all of them, `[subset, train]`.
+
+        Returns:
+            Its part of them, by family.
+        """
         return dict(zip(self.seeds, masks.chunk(len(self.seeds)), strict=True))
 
 
@@ -99,8 +105,15 @@ REGIMES = {
 
 
 def prepare(label: str) -> Plan:
-    """Train images, validation queries and masks of a regime, CIFAR-2 at 16 x 16 as notebook 01
-    draws them, and the plan of its retrainings."""
+    """Store train images, validation queries and masks of a regime, CIFAR-2 at 16 x 16 as notebook
+    01 draws them.
+
+    Args:
+        label: of the regime.
+
+    Returns:
+        The plan of its retrainings.
+    """
     regime = REGIMES[label]
     store = Store(ROOT / label.replace(" ", "-").replace(",", ""))
     if "val" not in store:
@@ -117,8 +130,14 @@ def prepare(label: str) -> Plan:
 
 
 def ceilings(losses: Tensor) -> dict[str, float]:
-    """In percent, of `losses[subset, seed, noise, query, timestep]`: one seed against another, and
-    what the mean of both reaches."""
+    """How far one seed agrees with another, and what the mean of both reaches.
+
+    Args:
+        losses: `[subset, seed, noise, query, timestep]`.
+
+    Returns:
+        Columns of the table, in percent.
+    """
     mean = losses.mean((2, 4))
     rows = {"validation loss": mean.mean().item()}
     for kind, values in (("plain", mean), ("centred", lds.centre(mean))):
@@ -138,7 +157,14 @@ def ceilings(losses: Tensor) -> dict[str, float]:
 
 
 def table(plans: Mapping[str, Plan]) -> pd.DataFrame:
-    """One row per regime whose models are all trained."""
+    """One row per regime whose models are all trained.
+
+    Args:
+        plans: of the retrainings, by regime.
+
+    Returns:
+        The rows.
+    """
     rows = []
     for label, plan in plans.items():
         members, store = plan.members(), Store(plan.folder)

@@ -26,8 +26,8 @@ def grid(
     """
     rows = -(-len(images) // columns)
     figure, axes = canvas(0.85 * columns, (1.05 if titles else 0.85) * rows, rows, columns)
-    for place in axes.flat:
-        place.set_axis_off()
+    for panel in axes.flat:
+        panel.set_axis_off()
     for i, image in enumerate(images):
         axes.flat[i].set_axis_on()
         show(axes.flat[i], image, titles[i] if titles else "")
@@ -59,8 +59,8 @@ def proponents(
         best = values.topk(top).indices.tolist() + [int(values.argmin())]
         show(row[0], query, "query")
         row[0].spines[:].set(visible=True, color=METHODS["nda"].colour, linewidth=2)
-        for place, index in zip(row[1:], best, strict=True):
-            show(place, train[index], unit.format(values[index].item()))
+        for panel, index in zip(row[1:], best, strict=True):
+            show(panel, train[index], unit.format(values[index].item()))
         row[-1].spines[:].set(visible=True, color="#9a9a9a", linewidth=1, linestyle=":")
     return figure
 
@@ -85,12 +85,12 @@ def maps(
     """
     figure, axes = canvas(1.75 * len(images) + 0.6, 2.1, 1, len(images))
     top = max(float(image.max()) for image in images)
-    for place, image, title in zip(axes[0], images, titles, strict=True):
-        drawn = place.imshow(
+    for panel, image, title in zip(axes[0], images, titles, strict=True):
+        drawn = panel.imshow(
             image.cpu().numpy(), cmap=cmap, vmin=0, vmax=top, interpolation="nearest"
         )
-        place.set_title(title, fontsize=9)
-        place.set(xticks=[], yticks=[])
+        panel.set_title(title, fontsize=9)
+        panel.set(xticks=[], yticks=[])
     figure.colorbar(drawn, ax=list(axes[0]), label=unit, shrink=0.8)
     return figure
 
@@ -121,21 +121,21 @@ def sources(
     figure, axes = canvas(1.35 * (len(images) + 1) + 0.8, 3.3, 2, len(images) + 1)
     show(axes[0, 0], query, "query")
     top = float(masses[..., list(images)].max())
-    for place, index, weights in zip(axes[0, 1:], images, used, strict=True):
-        show(place, train[index], f"image {index}: {float(weights.sum()):.0f} px")
+    for panel, index, weights in zip(axes[0, 1:], images, used, strict=True):
+        show(panel, train[index], f"image {index}: {float(weights.sum()):.0f} px")
         cover = np.zeros((*weights.shape, 4)) + 0.5
         cover[..., 3] = 0.9 * (1 - weights.cpu().numpy() / float(weights.max()))
-        place.imshow(cover, interpolation="nearest")
+        panel.imshow(cover, interpolation="nearest")
     options = {"interpolation": "nearest", "vmin": 0}
     unsure = axes[1, 0].imshow(
         entropy.cpu().numpy(), cmap="viridis", vmax=np.log(len(train)), **options
     )
-    for place, index in zip(axes[1, 1:], images, strict=True):
-        share = place.imshow(
+    for panel, index in zip(axes[1, 1:], images, strict=True):
+        share = panel.imshow(
             100 * masses[..., index].cpu().numpy(), cmap="magma", vmax=100 * top, **options
         )
-    for place in axes[1]:
-        place.set(xticks=[], yticks=[])
+    for panel in axes[1]:
+        panel.set(xticks=[], yticks=[])
     figure.colorbar(unsure, ax=axes[1, 0], location="bottom", label="entropy, nats", shrink=0.9)
     figure.colorbar(share, ax=list(axes[1, 1:]), location="bottom", label="mass, %", shrink=0.5)
     return figure
@@ -165,12 +165,10 @@ def first_proponents(
         show(row[0], query)
         name = label(method) if method in METHODS else method
         row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
-        row[0].spines[:].set(
-            visible=True, color=METHODS[method].colour if method in METHODS else INK, linewidth=2
-        )
-        for place, index in zip(
-            row[1:], [*values.topk(top).indices.tolist(), int(values.argmin())], strict=True
-        ):
-            show(place, train[index], str(index))
+        colour = METHODS[method].colour if method in METHODS else INK
+        row[0].spines[:].set(visible=True, color=colour, linewidth=2)
+        shown = [*values.topk(top).indices.tolist(), int(values.argmin())]
+        for panel, index in zip(row[1:], shown, strict=True):
+            show(panel, train[index], str(index))
         row[-1].spines[:].set(visible=True, color="#9a9a9a", linewidth=1, linestyle=":")
     return figure

@@ -12,6 +12,8 @@ from torch import Tensor
 from nda.methods import METHODS, Method
 from nda.report.style import INK, canvas, label
 
+QUIET = {"color": "#bbbbbb", "linewidth": 1, "zorder": 0}
+
 
 def masks(
     keep: Bool[Tensor, "subset train"], labels: Float[Tensor, "train"], classes: Sequence[str]
@@ -28,8 +30,8 @@ def masks(
     """
     order = labels.argsort(stable=True)
     figure, axes = canvas(8, 0.5 + 0.13 * len(keep))
-    place = axes[0, 0]
-    place.imshow(
+    panel = axes[0, 0]
+    panel.imshow(
         keep[:, order].numpy(),
         cmap=mpl.colors.ListedColormap(["#f2efe9", METHODS["nda"].colour]),
         aspect="auto",
@@ -37,11 +39,11 @@ def masks(
     )
     edges = np.flatnonzero(np.diff(labels[order].numpy())) + 0.5
     for edge in edges:
-        place.axvline(edge, color="white", linewidth=1.5)
+        panel.axvline(edge, color="white", linewidth=1.5)
     bounds = np.concatenate([[-0.5], edges, [len(labels) - 0.5]])
     present = [classes[i] for i in labels.unique().tolist()]
-    place.set_xticks((bounds[1:] + bounds[:-1]) / 2, present)
-    place.set(xlabel="train image, grouped by class", ylabel="subset", yticks=[0, len(keep) - 1])
+    panel.set_xticks((bounds[1:] + bounds[:-1]) / 2, present)
+    panel.set(xlabel="train image, grouped by class", ylabel="subset", yticks=[0, len(keep) - 1])
     return figure
 
 
@@ -75,28 +77,16 @@ def signal_by_timestep(table: pd.DataFrame) -> Figure:
         The figure.
     """
     figure, axes = canvas(8, 2.7, 1, 2)
-    axes[0, 0].plot(
-        table["timestep"], table["loss"], color=INK, marker="o", markersize=4, label="mean"
-    )
-    axes[0, 0].plot(
-        table["timestep"],
-        table["spread"],
-        color=METHODS["pixel_dot"].colour,
-        marker="o",
-        markersize=4,
-        label="s.d. over subsets",
-    )
-    axes[0, 0].set(xlabel="timestep of the loss", ylabel="loss", yscale="log")
-    axes[0, 0].legend()
-    axes[0, 1].axhline(0, color="#bbbbbb", linewidth=1)
-    axes[0, 1].plot(
-        table["timestep"],
-        100 * table["ceiling"],
-        color=METHODS["nda"].colour,
-        marker="o",
-        markersize=4,
-    )
-    axes[0, 1].set(xlabel="timestep of the loss", ylabel="agreement of seeds, %")
+    left, right = axes[0]
+    times, dots = table["timestep"], {"marker": "o", "markersize": 4}
+    left.plot(times, table["loss"], color=INK, label="mean", **dots)
+    pale = METHODS["pixel_dot"].colour
+    left.plot(times, table["spread"], color=pale, label="s.d. over subsets", **dots)
+    left.set(xlabel="timestep of the loss", ylabel="loss", yscale="log")
+    left.legend()
+    right.axhline(0, color="#bbbbbb", linewidth=1)
+    right.plot(times, 100 * table["ceiling"], color=METHODS["nda"].colour, **dots)
+    right.set(xlabel="timestep of the loss", ylabel="agreement of seeds, %")
     return figure
 
 
@@ -111,21 +101,17 @@ def scaling(tables: Mapping[str, pd.DataFrame], *, ylabel: str) -> Figure:
         The figure.
     """
     figure, axes = canvas(3.1 * len(tables), 2.9, 1, len(tables), sharey=True)
-    colours = (
-        METHODS["nda"].colour,
-        METHODS["pixel_dot"].colour,
-        "#7a7a7a",
-        METHODS["nda_coarse"].colour,
-        METHODS["nda_two_scale"].colour,
-    )
-    for place, (title, values) in zip(axes[0], tables.items(), strict=True):
+    keys = ("nda", "pixel_dot", "nda_coarse", "nda_two_scale")
+    nda, pixels, coarse, both = (METHODS[key].colour for key in keys)
+    colours = (nda, pixels, "#7a7a7a", coarse, both)
+    for panel, (title, values) in zip(axes[0], tables.items(), strict=True):
         for colour, name in zip(colours, values, strict=False):
-            place.plot(values.index, values[name], "o-", color=colour, markersize=4, label=name)
-        place.set(xscale="log", yscale="log", xlabel=values.index.name, title=title)
-        place.xaxis.set_major_formatter(mpl.ticker.ScalarFormatter())
-        place.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
-        place.set_xticks(list(values.index))
-        place.legend(fontsize=8)
+            panel.plot(values.index, values[name], "o-", color=colour, markersize=4, label=name)
+        panel.set(xscale="log", yscale="log", xlabel=values.index.name, title=title)
+        panel.xaxis.set_major_formatter(mpl.ticker.ScalarFormatter())
+        panel.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
+        panel.set_xticks(list(values.index))
+        panel.legend(fontsize=8)
     axes[0, 0].set_ylabel(ylabel)
     return figure
 
@@ -142,9 +128,9 @@ def bars(groups: Mapping[str, Float[Tensor, "item"]], *, xlabel: str, ylabel: st
         The figure.
     """
     figure, axes = canvas(2.6 * len(groups), 2.3, 1, len(groups), sharey=True)
-    for place, (title, values) in zip(axes[0], groups.items(), strict=True):
-        place.bar(range(len(values)), values.cpu().numpy(), color=METHODS["nda"].colour)
-        place.set(title=title, xlabel=xlabel)
+    for panel, (title, values) in zip(axes[0], groups.items(), strict=True):
+        panel.bar(range(len(values)), values.cpu().numpy(), color=METHODS["nda"].colour)
+        panel.set(title=title, xlabel=xlabel)
     axes[0, 0].set_ylabel(ylabel)
     return figure
 
@@ -174,28 +160,23 @@ def intervals(
     figure, axes = canvas(
         4.1 * columns, rows * (1.0 + 0.22 * count), rows, columns, sharex=True, sharey=True
     )
-    for place, (title, table) in zip(axes.flat, tables.items(), strict=True):
+    for panel, (title, table) in zip(axes.flat, tables.items(), strict=True):
         for row in table.itertuples():
             height, colour = names.index(str(row.method)), methods[str(row.method)].colour
-            place.plot(
-                [row.low, row.high],
-                [height, height],
-                color=colour,
-                linewidth=2.5,
-                solid_capstyle="butt",
-            )
-            place.plot(row.lds, height, "o", color=colour, markersize=7)
-        place.axvline(0, color="#bbbbbb", linewidth=1, zorder=0)
+            bar = {"linewidth": 2.5, "solid_capstyle": "butt"}
+            panel.plot([row.low, row.high], [height, height], color=colour, **bar)
+            panel.plot(row.lds, height, "o", color=colour, markersize=7)
+        panel.axvline(0, **QUIET)
         ceiling, low, high = ceilings[title]
-        place.axvspan(low, high, color="#f0eee8", zorder=-1)
-        place.axvline(ceiling, color=INK, linestyle="--", linewidth=1, zorder=0)
-        place.set_title(title, loc="left")
-        place.annotate(
+        panel.axvspan(low, high, color="#f0eee8", zorder=-1)
+        panel.axvline(ceiling, color=INK, linestyle="--", linewidth=1, zorder=0)
+        panel.set_title(title, loc="left")
+        panel.annotate(
             "ceiling", (ceiling, 1.02), xycoords=("data", "axes fraction"), ha="center", fontsize=8
         )
-        place.set_ylim(count - 0.5, -0.5)
-    for place in axes[-1]:
-        place.set_xlabel("LDS, %")
+        panel.set_ylim(count - 0.5, -0.5)
+    for panel in axes[-1]:
+        panel.set_xlabel("LDS, %")
     axes[0, 0].set_yticks(range(count), [methods[name].label for name in names])
     return figure
 
@@ -220,7 +201,14 @@ def scatter(
     return figure
 
 
-QUIET = {"color": "#bbbbbb", "linewidth": 1, "zorder": 0}
+def _frame(figure: Figure, axes: np.ndarray, *, used: int) -> None:
+    """What panels of LDS share: no empty ones, one label per row, one legend below all."""
+    for panel in axes.flat[used:]:
+        panel.set_axis_off()
+    for row in axes:
+        row[0].set_ylabel("LDS, %")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=9)
 
 
 def damping_paths(paths: Mapping[str, pd.DataFrame], *, columns: int = 3) -> Figure:
@@ -239,38 +227,19 @@ def damping_paths(paths: Mapping[str, pd.DataFrame], *, columns: int = 3) -> Fig
     columns = min(columns, len(paths))
     rows = -(-len(paths) // columns)
     figure, axes = canvas(3.4 * columns + 0.4, 2.5 * rows + 0.4, rows, columns, sharey=True)
-    for place, (method, path) in zip(axes.flat, paths.items(), strict=False):
+    for panel, (method, path) in zip(axes.flat, paths.items(), strict=False):
         colour = METHODS[method].colour
-        place.axhline(0, **QUIET)
-        place.plot(
-            path.index, path["report"], "--", color=INK, linewidth=1, label="report, not used"
-        )
-        place.plot(
-            path["report"].idxmax(),
-            path["report"].max(),
-            "o",
-            markerfacecolor="white",
-            color=INK,
-            label="oracle, not used",
-        )
-        place.plot(path.index, path["select"], color=colour, linewidth=2, label="select")
-        place.plot(
-            path["select"].idxmax(),
-            path["select"].max(),
-            "o",
-            color=colour,
-            markersize=8,
-            label="chosen",
-        )
-        place.set(xscale="log", xlabel="damping / mean eigenvalue")
-        place.set_title(label(method), fontsize=10)
-    for place in axes.flat[len(paths) :]:
-        place.set_axis_off()
-    for row in axes:
-        row[0].set_ylabel("LDS, %")
-    figure.legend(
-        *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9
-    )
+        panel.axhline(0, **QUIET)
+        select, report = path["select"], path["report"]
+        oracle, chosen = (report.idxmax(), report.max()), (select.idxmax(), select.max())
+        hollow = {"color": INK, "markerfacecolor": "white"}
+        panel.plot(path.index, report, "--", color=INK, linewidth=1, label="report, not used")
+        panel.plot(*oracle, "o", label="oracle, not used", **hollow)
+        panel.plot(path.index, select, color=colour, linewidth=2, label="select")
+        panel.plot(*chosen, "o", color=colour, markersize=8, label="chosen")
+        panel.set(xscale="log", xlabel="damping / mean eigenvalue")
+        panel.set_title(label(method), fontsize=10)
+    _frame(figure, axes, used=len(paths))
     return figure
 
 
@@ -285,24 +254,24 @@ def spectra(eigenvalues: Mapping[str, Float[Tensor, "..."]]) -> Figure:
         The figure.
     """
     figure, axes = canvas(5.6, 3.1)
-    place = axes[0, 0]
+    panel = axes[0, 0]
     for method, values in eigenvalues.items():
         ordered = values.flatten().sort(descending=True).values.cpu().numpy()
         colour = METHODS[method].colour
-        place.plot(
+        panel.plot(
             range(1, len(ordered) + 1), ordered, color=colour, linewidth=2, label=label(method)
         )
-        place.axhline(ordered.mean(), color=colour, linestyle=":", linewidth=1.5, label="its mean")
+        panel.axhline(ordered.mean(), color=colour, linestyle=":", linewidth=1.5, label="its mean")
     top = max(float(values.max()) for values in eigenvalues.values())
-    place.set(
+    panel.set(
         xscale="log",
         yscale="log",
         ylim=(1e-10 * top, 3 * top),
         xlabel="rank of the eigenvalue",
         ylabel="eigenvalue",
     )
-    place.yaxis.set_major_locator(mpl.ticker.LogLocator(numticks=6))
-    place.legend(fontsize=9)
+    panel.yaxis.set_major_locator(mpl.ticker.LogLocator(numticks=6))
+    panel.legend(fontsize=9)
     return figure
 
 
@@ -319,26 +288,20 @@ def heat(tables: Mapping[str, pd.DataFrame], *, xlabel: str, unit: str) -> Figur
         The figure.
     """
     rows, widths = max(map(len, tables.values())), [table.shape[1] for table in tables.values()]
-    figure, axes = canvas(
-        2.4 + 0.55 * sum(widths),
-        1.1 + 0.24 * rows,
-        1,
-        len(tables),
-        sharey=True,
-        width_ratios=widths,
-    )
+    size = (2.4 + 0.55 * sum(widths), 1.1 + 0.24 * rows)
+    figure, axes = canvas(*size, 1, len(tables), sharey=True, width_ratios=widths)
     limit = max(1e-9, *(float(table.abs().to_numpy().max()) for table in tables.values()))
-    for place, (title, table) in zip(axes[0], tables.items(), strict=True):
-        image = place.imshow(table, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto")
-        place.set_xticks(range(table.shape[1]), table.columns, rotation=45, ha="right", fontsize=8)
-        place.set_yticks(range(len(table)), table.index, fontsize=9)
-        place.set_xlabel(xlabel)
-        place.set_title(title, fontsize=10)
-        place.tick_params(length=0)
+    for panel, (title, table) in zip(axes[0], tables.items(), strict=True):
+        image = panel.imshow(table, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto")
+        panel.set_xticks(range(table.shape[1]), table.columns, rotation=45, ha="right", fontsize=8)
+        panel.set_yticks(range(len(table)), table.index, fontsize=9)
+        panel.set_xlabel(xlabel)
+        panel.set_title(title, fontsize=10)
+        panel.tick_params(length=0)
         for (row, column), value in np.ndenumerate(table.to_numpy()):
             colour = "white" if abs(value) > 0.6 * limit else INK
             text = f"{np.round(value) + 0.0:.0f}"  # + 0.0: no "-0"
-            place.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
+            panel.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
     figure.colorbar(image, ax=axes, label=unit, pad=0.02)
     return figure
 
@@ -356,42 +319,26 @@ def settings(rows: pd.DataFrame, *, columns: int = 3) -> Figure:
     """
     names = list(dict.fromkeys(rows["ablation"]))
     columns = min(columns, len(names))
-    figure, axes = canvas(
-        3.4 * columns,
-        2.7 * -(-len(names) // columns),
-        -(-len(names) // columns),
-        columns,
-        sharey=True,
-    )
-    for place, name in zip(axes.flat, names, strict=False):
+    rows_of_panels = -(-len(names) // columns)
+    size = (3.4 * columns, 2.7 * rows_of_panels)
+    figure, axes = canvas(*size, rows_of_panels, columns, sharey=True)
+    for panel, name in zip(axes.flat, names, strict=False):
         for kind, shift in (("val", -0.12), ("gen", 0.12)):
             found = rows[(rows["ablation"] == name) & (rows["queries"] == kind)].reset_index()
-            where, colour = (
-                found.index + shift,
-                METHODS["nda" if kind == "val" else "nda_coarse"].colour,
-            )
-            place.vlines(where, found["low"], found["high"], color=colour, linewidth=2)
-            place.plot(
+            where = found.index + shift
+            colour = METHODS["nda" if kind == "val" else "nda_coarse"].colour
+            panel.vlines(where, found["low"], found["high"], color=colour, linewidth=2)
+            panel.plot(
                 where, found["report"], "o", color=colour, markersize=6, label=f"{kind}, report"
             )
             if kind == "val":
-                place.plot(
+                panel.plot(
                     found.index, found["select"], "_", color=INK, markersize=12, label="val, select"
                 )
-                place.set_xticks(
-                    found.index,
-                    found["setting"],
-                    fontsize=8,
-                    rotation=30 if found["setting"].str.len().max() > 5 else 0,
-                )
-                place.set_xlim(-0.6, len(found) - 0.4)
-        place.axhline(0, **QUIET)
-        place.set_title(name, fontsize=10)
-    for place in axes.flat[len(names) :]:
-        place.set_axis_off()
-    for row in axes:
-        row[0].set_ylabel("LDS, %")
-    figure.legend(
-        *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9
-    )
+                turned = 30 if found["setting"].str.len().max() > 5 else 0
+                panel.set_xticks(found.index, found["setting"], fontsize=8, rotation=turned)
+                panel.set_xlim(-0.6, len(found) - 0.4)
+        panel.axhline(0, **QUIET)
+        panel.set_title(name, fontsize=10)
+    _frame(figure, axes, used=len(names))
     return figure
