@@ -158,10 +158,8 @@ def test_the_best_window_is_that_on_select_for_validation_queries(coarse):
     found = pd.DataFrame(
         rows, columns=["ablation", "timestep", "setting", "queries", "select", "report"]
     )
-    assert list(best_windows(found, coarse=coarse).items()) == [
-        (50, 5),
-        (300, 3),
-    ]  # of equals, the first
+    # of equals, the first
+    assert list(best_windows(found, coarse=coarse).items()) == [(50, 5), (300, 3)]
 
 
 MIXES = (0.0, 0.25, 1.0)

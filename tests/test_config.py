@@ -116,10 +116,8 @@ SINGLE, TWO = (
         ({"coarse_patches": {100: 4}, "scale_mix": 0.5}, "patches"),
         ({"patches": {100: 3}, "coarse_patches": {100: 4}}, "scale_mix"),
         (SINGLE | {"scale_mix": 0.5}, "scale_mix|coarse_patches"),
-        (
-            SINGLE | {"scales": {200: [{"patch": 3}]}},
-            "patches",
-        ),  # two answers to one question: neither may win silently
+        # two answers to one question: neither may win silently
+        (SINGLE | {"scales": {200: [{"patch": 3}]}}, "patches"),
         ({"patches": 3}, "patches"),
         ({"patches": {"early": 3}}, "early|patches|timestep"),
         ({"patches": {100.5: 3}}, "patches|timestep"),

@@ -362,9 +362,8 @@ def test_built_once_per_source_and_cpu(compiler, monkeypatch, tmp_path):
     fused.compiled.cache_clear()
     assert fused.compiled() is not None
     assert len(compiler.calls()) == 2 and len(compiler.files()) == 2
-    compiler(
-        f'cp "{COMPILED._name}" "$last"', ask="echo '#define __AVX512F__ 1'"
-    )  # the same home on another CPU
+    # the same home on another CPU
+    compiler(f'cp "{COMPILED._name}" "$last"', ask="echo '#define __AVX512F__ 1'")
     fused.compiled.cache_clear()
     assert fused.compiled() is not None
     assert len(compiler.calls()) == 3 and len(compiler.files()) == 3
@@ -390,9 +389,8 @@ def test_a_compiler_that_fails_is_one_warning(compiler, build, caplog):
     [message] = caplog.messages
     assert "quick c++" in message and "\n" not in message
     assert "no such flag" in message or "exit" not in build
-    assert (
-        not compiler.files() or "exit" not in build
-    )  # no half-made file that a later run would load
+    # no half-made file that a later run would load
+    assert not compiler.files() or "exit" not in build
 
 
 def test_a_compiler_that_knows_no_flag_is_one_readable_warning(compiler, caplog):

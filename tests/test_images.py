@@ -242,9 +242,8 @@ def test_unreadable_file_is_named_and_skipped(folder, damage):
 def test_whatever_pillow_raises_skips_one_file(folder, monkeypatch):
     def damaged(path):
         if path.name == "03.png":
-            raise struct.error(
-                "required argument is not an integer"
-            )  # Pillow on a damaged EXIF block
+            # Pillow on a damaged EXIF block
+            raise struct.error("required argument is not an integer")
         return np.zeros((8, 8, 3), np.uint8)
 
     monkeypatch.setattr(folders, "read", damaged)
@@ -306,9 +305,8 @@ def test_archive_is_unpacked_once(folder, tmp_path, own_cache, monkeypatch, suff
         and first.classes == plain.classes
         and torch.equal(first.labels, plain.labels)
     )
-    assert (
-        first.origin == f"image folder pictures{suffix}"
-    )  # the same wherever it lies: results are stored with it
+    # the same wherever it lies: results are stored with it
+    assert first.origin == f"image folder pictures{suffix}"
 
     def never(*_, **__):
         raise AssertionError("unpacked again")

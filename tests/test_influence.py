@@ -356,9 +356,8 @@ def test_gradients_are_those_of_an_autograd_loop(measurement):
     for batch in (1, 4, 64):
         settings = {"timesteps": [0, 100, 900], "draws": 2, "noise_seed": 5, "batch": batch}
         found = flat(measurement_gradients(model, images, measurement=measurement, **settings))
-        torch.testing.assert_close(
-            found, expected, rtol=1e-4, atol=1e-9
-        )  # the schedule is kept in float32
+        # the schedule is kept in float32
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-9)
         alone = flat(measurement_gradients(model, images[1:2], measurement=measurement, **settings))
         torch.testing.assert_close(found[1:2], alone, rtol=1e-11, atol=1e-13)
 

@@ -66,9 +66,8 @@ def test_constant_side_gives_zero():
 def test_dattri(dtype):
     scores, losses = normal(5, 40).to(dtype), normal(24, 5, name="losses").to(dtype)
     indices = torch.stack([mask.nonzero()[:, 0] for mask in MASKS])
-    theirs, _ = dattri_lds(
-        scores.T, (-losses, indices)
-    )  # its ground truth is a target that train images raise
+    # its ground truth is a target that train images raise
+    theirs, _ = dattri_lds(scores.T, (-losses, indices))
     torch.testing.assert_close(
         lds.lds(group_effects(scores, MASKS), losses), theirs.double(), rtol=0, atol=1e-6
     )
@@ -105,14 +104,11 @@ def test_perfect_prediction_is_one_plain_and_centred():
 
 
 def test_centring_removes_what_all_queries_share():
-    values, common = (
-        normal(24, 8),
-        (10 * normal(24, 1, name="common")).round(),
-    )  # whole numbers: their mean is exact
+    values = normal(24, 8)
+    common = (10 * normal(24, 1, name="common")).round()  # whole numbers: their mean is exact
     torch.testing.assert_close(lds.centre(values + common), lds.centre(values))
-    assert (
-        lds.lds(-common.expand(24, 8), values + common).mean() > 0.8
-    )  # a common swing alone looks like a good plain LDS
+    # a common swing alone looks like a good plain LDS
+    assert lds.lds(-common.expand(24, 8), values + common).mean() > 0.8
     assert (lds.lds(lds.centre(-common.expand(24, 8)), lds.centre(values + common)) == 0).all()
 
 

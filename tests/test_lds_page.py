@@ -143,9 +143,8 @@ def test_scores_gains_and_shares(page, results, labels, kind):
                 score = mean_lds(transform(effects.pop(names[label])), losses)
                 assert float(cells[0]) == pytest.approx(score, abs=0.051), label
                 low, high = ends(cells[1])
-                assert low - 0.11 <= score <= high + 0.11 or len(losses) < 20, (
-                    label
-                )  # of few subsets a percentile interval may miss the value
+                # of few subsets a percentile interval may miss the value
+                assert low - 0.11 <= score <= high + 0.11 or len(losses) < 20, label
                 assert float(cells[2]) == pytest.approx(score - reference, abs=0.051), label
                 assert float(difference(page, kind, which, label)[0]) == pytest.approx(
                     score - nda, abs=0.051
@@ -224,9 +223,8 @@ def test_published_numbers_stand_beside_ours(page):
     names = {METHODS[key].label: key for key in METHODS}
     with (ROOT / "data/results/published/cifar2.csv").open() as file:
         rows = sorted(csv.DictReader(file), key=lambda row: int(row["timesteps"] or 0))
-    theirs = {
-        (row["method"], row["queries"]): float(row["lds"]) for row in rows
-    }  # of several K the largest
+    # of several K the largest
+    theirs = {(row["method"], row["queries"]): float(row["lds"]) for row in rows}
     found = next(rows for header, rows in tables(page) if "paper, %" in header)
     ours, seen = scores_table(page, "plain"), 0
     for (_, label), cells in found.items():

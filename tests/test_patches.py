@@ -56,9 +56,8 @@ def cases(draw, dtypes=(torch.float64,)):
         )
     elif kind == "identical":  # images tie
         train = train[:1].expand_as(train)
-    elif (
-        kind == "levels"
-    ):  # windows tie exactly, also at the border of the top k; distances as large as they can be
+    elif kind == "levels":
+        # windows tie exactly, also at the border of the top k; distances as large as they can be
         queries, train = queries.sign(), train.sign()
     elif kind == "near":  # a window far better than the others
         train = torch.cat([(queries + 0.01 * train[:1]).clamp(-1, 1), train[1:]])
@@ -150,9 +149,8 @@ def released_code(noisy, train, *, sigma, patch, coarse, top_k, value):
         F.unfold(F.pad(images, [before] * 4) + value * (1 - inside), patch).movedim(1, 2)
         for images in (noisy, train)
     ]
-    if (
-        coarse
-    ):  # the recipe's matrix B: 2 x 2 blocks relative to the window's corner, weights of one half
+    # the recipe's matrix B: 2 x 2 blocks relative to the window's corner, weights of one half
+    if coarse:
         windows = [
             w.unflatten(2, (-1, patch // 2, 2, patch // 2, 2)).sum((4, 6)).flatten(2) / 2
             for w in windows
@@ -161,9 +159,8 @@ def released_code(noisy, train, *, sigma, patch, coarse, top_k, value):
     weights = (
         -torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").square() / (2 * sigma**2)
     ).softmax(1)
-    per_image = weights.unflatten(1, (len(train), -1)).unflatten(
-        0, (len(noisy), -1)
-    )  # [query, u, train, v]
+    # [query, u, train, v]
+    per_image = weights.unflatten(1, (len(train), -1)).unflatten(0, (len(noisy), -1))
     return per_image.topk(min(top_k, per_image.shape[3])).values.sum((1, 3))
 
 
@@ -400,9 +397,8 @@ def test_unit_noise_keeps_unit_variance_under_pooling():
     windows = Windows(400, 400, 6, coarse=True)
     pooled = windows.prepare(noise)[..., 2:-2, 2:-2]  # less the border, where zeros are pooled in
     assert pooled.var().item() == pytest.approx(1, abs=0.02)
-    window = pooled[
-        ..., :: windows.step, :: windows.step
-    ]  # the pixels of one window share none of the image's: independent
+    # the pixels of one window share none of the image's: independent
+    window = pooled[..., :: windows.step, :: windows.step]
     assert (window[..., 1:] * window[..., :-1]).mean().item() == pytest.approx(0, abs=0.02)
 
 
@@ -555,9 +551,8 @@ def test_merge_refuses():
 def test_noise_has_a_name():
     one = torch.zeros(1, 3, 5, 5)
     noise = shared_noise(one, 200, 0)
-    assert torch.equal(
-        noise, shared_noise(one.expand(4, 3, 5, 5), 200, 0, 0)
-    )  # one image for all queries; the first draw
+    # one image for all queries; the first draw
+    assert torch.equal(noise, shared_noise(one.expand(4, 3, 5, 5), 200, 0, 0))
     assert torch.equal(noise, shared_noise(one.double(), 200, 0).float())
     others = [
         shared_noise(one, 201, 0),

@@ -57,9 +57,8 @@ def test_inner_products_are_kept(nonzeros):
     """Every pair within 5 standard deviations, and their spread that of a dense Gaussian
     projection, √((1 + cosine²)/dim)."""
     x = unit(40, 5000)
-    x = torch.cat(
-        [x, torch.nn.functional.normalize(x + unit(41, 5000)[1:], dim=1)]
-    )  # 40 pairs of cosine about 0.7
+    # 40 pairs of cosine about 0.7
+    x = torch.cat([x, torch.nn.functional.normalize(x + unit(41, 5000)[1:], dim=1)])
     projected = Projection(1024, nonzeros)(x)
     error = projected @ projected.T - x @ x.T
     off = error[~torch.eye(80, dtype=torch.bool)]

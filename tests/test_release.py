@@ -85,9 +85,8 @@ def test_the_model_is_exact_and_its_checkpoints_have_16_bits(home):
     page = ship("made-up")
     results = Store.results("made-up")
     assert page == home / "data/results/made-up/PROVENANCE.md"
-    assert [name for name in results.names() if "/" not in name] == sorted(
-        SHIPPED
-    )  # no loss curve, no state of a training
+    # no loss curve, no state of a training
+    assert [name for name in results.names() if "/" not in name] == sorted(SHIPPED)
     for name in ("model", *CHECKPOINTS):
         found = results.load(name)
         assert found.keys() == weights(name).keys()

@@ -77,9 +77,8 @@ def test_a_planted_linear_effect_is_recovered_on_fresh_masks(reference):
     values = lds(group_effects(scores, report), planted(report, effects))
     assert values.min() > 0.97
     few = reference(planted(select[:20], effects, noise=0.5), select[:20])
-    assert (
-        0.2 < lds(group_effects(few, report), planted(report, effects)).mean() < 0.9
-    )  # that much retraining is not enough
+    # that much retraining is not enough
+    assert 0.2 < lds(group_effects(few, report), planted(report, effects)).mean() < 0.9
 
 
 @pytest.mark.parametrize("reference", [empirical_influence, datamodel])

@@ -23,10 +23,8 @@ from nda.store import Store
 QUERIES, TRAIN, SUBSETS = 60, 40, 30
 TIMESTEPS = [10, 30, 200, 250, 900, 999]
 SPANS = ["10-30", "200-250", "900-999"]
-SHIPPED = {
-    "val": ["random", "nda", "d_trak"],
-    "gen": ["random", "nda", "journey_trak", "d_trak"],
-}  # in the order of METHODS
+# in the order of METHODS
+SHIPPED = {"val": ["random", "nda", "d_trak"], "gen": ["random", "nda", "journey_trak", "d_trak"]}
 REPORTED = {"val": range(1, QUERIES, 2), "gen": range(QUERIES)}
 RESAMPLES = 200
 

@@ -185,12 +185,10 @@ def test_clip_is_the_projected_embedding_of_its_own_preprocessing(clip, name, im
     with torch.no_grad():
         expected = model(openai_preprocessing(images)).image_embeds
     features = embed(images, clip_encoder(folder / name))
-    assert (
-        features.shape == (3, 8) and expected.std(0).min() > 0.03
-    )  # images differ by far more than the tolerance
-    torch.testing.assert_close(
-        features, expected, atol=3e-3, rtol=0
-    )  # resizing differs by at most one of 255 levels
+    # images differ by far more than the tolerance
+    assert features.shape == (3, 8) and expected.std(0).min() > 0.03
+    # resizing differs by at most one of 255 levels
+    torch.testing.assert_close(features, expected, atol=3e-3, rtol=0)
     torch.testing.assert_close(
         embed(images, clip_encoder(folder / name), batch=2), features, atol=1e-5, rtol=0
     )
@@ -232,9 +230,8 @@ def test_encoders_load_silently_offline_and_leave_global_state_alone(clip, said)
     clip_encoder(clip[0] / "whole"), efficientnet_encoder()
     assert said() == []
     assert torch.equal(torch.get_rng_state(), state)
-    CLIPVisionModelWithProjection.from_pretrained(
-        clip[0] / "whole"
-    )  # others still hear what they are used to
+    # others still hear what they are used to
+    CLIPVisionModelWithProjection.from_pretrained(clip[0] / "whole")
     assert logging.get_verbosity() == level
     assert all(any(sign in line for line in said()) for sign in ("bar", "LOAD REPORT"))
 
@@ -335,9 +332,8 @@ def test_efficientnet_is_trained_and_meets_images_as_it_was_trained_on(efficient
         1
     )[0]
     assert EfficientNet_B0_Weights.IMAGENET1K_V1.meta["categories"][share.argmax()] == "daisy"
-    assert (
-        share.max() > 0.15
-    )  # with ImageNet's mean and deviation, which the package's example takes, it is 0.08
+    # with ImageNet's mean and deviation, which the package's example takes, it is 0.08
+    assert share.max() > 0.15
 
 
 def test_efficientnet_features_do_not_depend_on_the_batch(efficientnet):

@@ -67,9 +67,8 @@ def test_traker_agrees_up_to_its_scale(dim):
     computer.get_scores(computer.get_x_xtx_inv(phi, computer.get_xtx(phi)), psi, theirs)
     ours = trak.trak_scores(cross, kernel, damping=DAMPING).T
     scale = primal(phi, ridge).abs().mean()
-    torch.testing.assert_close(
-        theirs * scale, ours, rtol=1e-4, atol=1e-5 * ours.abs().max().item()
-    )  # their inverse is float32
+    # their inverse is float32
+    torch.testing.assert_close(theirs * scale, ours, rtol=1e-4, atol=1e-5 * ours.abs().max().item())
 
 
 def test_great_damping_tends_to_the_dot_product():
@@ -89,9 +88,8 @@ def test_damping_has_no_scale():
     phi, psi, kernel, cross, _ = problem(12)
     scaled = trak.trak_scores(gram(50 * psi, 50 * phi), Kernel(gram(50 * phi)), damping=DAMPING)
     torch.testing.assert_close(scaled, trak.trak_scores(cross, kernel, damping=DAMPING))
-    doubled = Kernel(
-        gram(torch.cat([phi, phi]))
-    )  # twice the images: twice the sum, twice the ridge
+    # twice the images: twice the sum, twice the ridge
+    doubled = Kernel(gram(torch.cat([phi, phi])))
     half = trak.trak_scores(torch.cat([cross, cross], 1), doubled, damping=2 * DAMPING)[:, :9]
     torch.testing.assert_close(half, trak.trak_scores(cross, kernel, damping=DAMPING) / 2)
 
@@ -181,9 +179,8 @@ def test_das_on_two_examples_by_hand():
     kernel, cross, damping = Kernel(gram(phi)), gram(psi, phi), 0.4
     residuals = torch.tensor([[1.0], [2.0]])
     paper = das.das_scores([cross], [kernel], residuals, damping=damping)
-    assert paper.tolist() == [
-        pytest.approx([(1 / 2 * 1 / (5 / 6)) ** 2, (1 * 2 / (2 / 6)) ** 2])
-    ]  # 0.36 and 36
+    # 0.36 and 36
+    assert paper.tolist() == [pytest.approx([(1 / 2 * 1 / (5 / 6)) ** 2, (1 * 2 / (2 / 6)) ** 2])]
     signed = das.das_scores(
         [-cross, cross], [kernel, kernel], residuals.repeat(1, 2), damping=damping, squared=False
     )
@@ -193,9 +190,8 @@ def test_das_on_two_examples_by_hand():
     )
     assert both.tolist() == [pytest.approx([0.36 * (1 + 9) / 2, 36 / 2])]
 
-    residual = das.das_residual(
-        torch.tensor([[1.0, 4.0], [9.0, 16.0]])
-    )  # roots (1, 2) / √5 and (3, 4) / 5
+    # roots (1, 2) / √5 and (3, 4) / 5
+    residual = das.das_residual(torch.tensor([[1.0, 4.0], [9.0, 16.0]]))
     a, b = 3 / (2 * 5**0.5), 7 / 10
     assert residual.tolist() == pytest.approx([a, b])
     expected = {
@@ -220,9 +216,8 @@ def test_das_of_the_paper_is_exact_for_ridge_regression():
         return primal(phi[keep], ridge) @ phi[keep].T @ y[keep]
 
     theta = fit(torch.ones(15, dtype=torch.bool))
-    changes = torch.stack(
-        [psi @ (theta - fit(torch.arange(15) != i)) for i in range(15)], 1
-    )  # [query, train]
+    # [query, train]
+    changes = torch.stack([psi @ (theta - fit(torch.arange(15) != i)) for i in range(15)], 1)
     residuals = (y - phi @ theta)[:, None]
     torch.testing.assert_close(
         das.das_scores([cross], [kernel], residuals, damping=DAMPING, squared=False), changes
@@ -257,9 +252,10 @@ class Regression:
     def __init__(self, train: torch.Tensor):
         noise = self.readout.noise(train.shape[1:]).to(train).flatten(0, 1)  # [row, chan, row, col]
         times = torch.tensor([200, 200, 600, 600])
+        # [train, row, in]
         self.x = torch.stack(
             [Linear.rows(add_noise(image.expand_as(noise), times, noise)) for image in train]
-        )  # [train, row, in]
+        )
         self.y = noise.flatten(1)  # [row, pixel]
 
     def hessian(self, keep: torch.Tensor) -> torch.Tensor:

@@ -35,14 +35,11 @@ def test_path_is_the_mean_lds_of_each_family(results):
     table = tuning.lds_path(path, truths(results, "val"))
     assert list(table.index) == [0.1, 1.0]
     for family in FAMILIES:
-        masks, losses = (
-            results.load(f"masks/{family}").double(),
-            results.load(f"losses/{family}-val").double().mean((1, 3)),
-        )
+        masks = results.load(f"masks/{family}").double()
+        losses = results.load(f"losses/{family}-val").double().mean((1, 3))
         for damping, scores in path.items():
-            half = {"select": [0, 2], "report": [1, 3]}[
-                family
-            ]  # even validation queries choose, odd ones report
+            # even validation queries choose, odd ones report
+            half = {"select": [0, 2], "report": [1, 3]}[family]
             each = [spearmanr(masks @ scores[q].double(), -losses[:, q]).statistic for q in half]
             assert table.loc[damping, family] == pytest.approx(100 * sum(each) / 2)
 
