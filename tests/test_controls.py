@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from random_images import QUERIES, TRAIN, grey
 
 from nda import rng
 from nda.errors import InputError
@@ -10,18 +11,6 @@ from nda.nonparametric.patches import Windows, naive, shared_noise
 from nda.rivals.controls import imagewise_scores, patch_distance_scores
 from nda.rivals.pixels import pixel_scores
 from nda.schedule import sigma, signal
-
-QUERIES, TRAIN = (
-    2 * torch.rand(n, 3, 4, 5, generator=rng.generator("similarity", n)) - 1 for n in (3, 7)
-)
-
-
-def grey(n: int, height: int = 5, width: int = 5, name: str = "grey") -> torch.Tensor:
-    return (
-        2 * torch.rand(n, 1, height, width, dtype=torch.float64, generator=rng.generator(name, n))
-        - 1
-    )
-
 
 # ---- without its locality
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from random_images import QUERIES, TRAIN, grey
 
 from nda import rng
 from nda.errors import InputError
@@ -22,18 +23,6 @@ from nda.rivals.embeddings import (
     embedding_scores,
 )
 from nda.rivals.pixels import pixel_scores, random_scores
-
-QUERIES, TRAIN = (
-    2 * torch.rand(n, 3, 4, 5, generator=rng.generator("similarity", n)) - 1 for n in (3, 7)
-)
-
-
-def grey(n: int, height: int = 5, width: int = 5, name: str = "grey") -> torch.Tensor:
-    return (
-        2 * torch.rand(n, 1, height, width, dtype=torch.float64, generator=rng.generator(name, n))
-        - 1
-    )
-
 
 # --- the null and pixels
 

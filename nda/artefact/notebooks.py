@@ -224,10 +224,8 @@ def run(
     """
     needs("papermill", "book")
     check_positive("jobs", jobs)
-    chosen = (
-        sorted(stem for number in only for stem in numbered(number))
-        or notebooks()[notebooks().index(numbered(start)[0]) if start else 0 :]
-    )
+    first = notebooks().index(numbered(start)[0]) if start else 0
+    chosen = sorted(stem for number in only for stem in numbered(number)) or notebooks()[first:]
     given = {stem: profile(name, overrides) for stem in chosen}
     after = {stem: follows(stem) & {*chosen} for stem in chosen}
     if results and results != name:

@@ -77,11 +77,8 @@ class Training:
         self.recipe, self.images, self.keep, self.train_seed = recipe, images, keep, train_seed
         self.precision = precision.choose(recipe.bf16, images.device)
         self.model = recipe.build(train_seed, images.shape).to(images.device)
-        self.ema = (
-            AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema))
-            if recipe.ema
-            else None
-        )
+        average = get_ema_multi_avg_fn(recipe.ema)
+        self.ema = AveragedModel(self.model, multi_avg_fn=average) if recipe.ema else None
         self.parameters = list(self.model.parameters())
         self.optimizer = torch.optim.AdamW(
             self.parameters,
@@ -103,12 +100,10 @@ class Training:
             step = self.epoch * self.per_epoch + number
             clean = self.images[rows.to(self.images.device)]
             if self.recipe.flips:
-                clean = torch.where(
-                    flips[rows].to(clean.device)[:, None, None, None], clean.flip(-1), clean
-                )
-            self.losses.append(
-                self._step(clean, timesteps[rows].to(clean.device), noise[rows].to(clean), step)
-            )
+                flipped = flips[rows].to(clean.device)[:, None, None, None]
+                clean = torch.where(flipped, clean.flip(-1), clean)
+            times = timesteps[rows].to(clean.device)
+            self.losses.append(self._step(clean, times, noise[rows].to(clean), step))
         self.epoch += 1
 
     def _step(self, clean: Tensor, timesteps: Tensor, noise: Tensor, step: int) -> Tensor:

@@ -170,15 +170,14 @@ class NDAConfig:
         given = {
             k: _by_timestep(k, v) if k in (*windows, "scales") else v for k, v in settings.items()
         }
-        if ("scales" in given) == ("patches" in given) or ("coarse_patches" in given) != (
-            "scale_mix" in given
-        ):
+        scales, patches, coarse, mix = (name in given for name in ("scales", *windows))
+        if scales == patches or coarse != mix:
             raise InputError(
                 "give scales, or patches, or patches with coarse_patches and scale_mix, not"
                 f" {', '.join(given) or 'nothing'}"
             )
-        if "scales" not in given:
-            return cls.two_scale(**given) if "scale_mix" in given else cls.single(**given)
+        if not scales:
+            return cls.two_scale(**given) if mix else cls.single(**given)
         try:
             given["scales"] = {
                 t: tuple(Scale(**scale) for scale in listed)

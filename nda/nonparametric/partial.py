@@ -32,10 +32,11 @@ class Partial:
         Returns:
             In the order of their numbers.
         """
-        terms = zip(self.config.terms(), self.posteriors, strict=True)
-        return torch.stack(
-            [self.config.weight(term, self.shape) * posterior.scores() for term, posterior in terms]
-        ).sum(0)
+        terms, weight = self.config.terms(), self.config.weight
+        parts = zip(terms, self.posteriors, strict=True)
+        return torch.stack([weight(term, self.shape) * part.scores() for term, part in parts]).sum(
+            0
+        )
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything but the configuration.
@@ -101,11 +102,8 @@ def partial_scores(
         InputError: if the numbers are not as many different integers as there are images.
     """
     numbers = torch.arange(len(train)) if images is None else torch.as_tensor(images)
-    if (
-        numbers.shape != (len(train),)
-        or numbers.is_floating_point()
-        or len(numbers.unique()) < len(train)
-    ):
+    whole = numbers.shape == (len(train),) and not numbers.is_floating_point()
+    if not whole or len(numbers.unique()) < len(train):
         raise InputError(
             f"images must be {len(train)} different integers, the numbers of this block's train"
             f" images, not {images!r}"
@@ -137,11 +135,8 @@ def merge(partials: Sequence[Partial]) -> Partial:
     """
     if not partials:
         raise InputError("merge needs at least one partial result")
-    if any(
-        (part.config, part.shape, part.queries)
-        != (partials[0].config, partials[0].shape, partials[0].queries)
-        for part in partials
-    ):
+    runs = [(part.config, part.shape, part.queries) for part in partials]
+    if any(run != runs[0] for run in runs):
         raise InputError(
             "the partial results are of different queries, configurations or image sizes; merge"
             " only parts of one run"

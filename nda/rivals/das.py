@@ -46,22 +46,16 @@ def das_scores(
     Raises:
         InputError: for other numbers of timesteps or train images.
     """
-    if (
-        not len(crosses) == len(kernels)
-        or not kernels
-        or residuals.shape != (len(kernels[0].gram), len(kernels))
-    ):
+    wanted = (len(kernels[0].gram), len(kernels)) if kernels else None
+    if len(crosses) != len(kernels) or residuals.shape != wanted:
         raise InputError(
             f"residuals {tuple(residuals.shape)} must be [train, timestep], with one of the crosses"
             " and kernels per timestep"
         )
     changes = []
     for cross, kernel, residual in zip(crosses, kernels, _finite(residuals).T, strict=True):
-        change = (
-            kernel.solve(cross, damping)
-            * residual.to(kernel.gram.device)
-            / (1 - kernel.leverage(damping))
-        )
+        moved = kernel.solve(cross, damping) * residual.to(kernel.gram.device)
+        change = moved / (1 - kernel.leverage(damping))
         changes.append(change.square() if squared else change)
     return torch.stack(changes).mean(0)
 
@@ -127,9 +121,8 @@ def das_released_scores(
         )
     factor = _finite(residual).to(kernel.gram.device)
     if mode.startswith("das0"):
-        scores = kernel.solve(cross, damping, power=2) * (
-            factor / (1 - kernel.leverage(damping)) ** 2
-        )
+        factor = factor / (1 - kernel.leverage(damping)) ** 2
+        scores = kernel.solve(cross, damping, power=2) * factor
     else:
         scores = kernel.solve(cross, damping) * factor
     return scores.square() if mode.endswith("_squared") else scores

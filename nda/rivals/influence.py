@@ -115,12 +115,8 @@ def _products(
 
     def products(train: Tensor) -> Tensor:
         columns = block.rotate(train)
-        return torch.stack(
-            [
-                rotated.flatten(1) @ (columns / (block.eigenvalues + damping)).flatten(1).T
-                for damping in dampings
-            ]
-        )
+        solved = (columns / (block.eigenvalues + damping) for damping in dampings)
+        return torch.stack([rotated.flatten(1) @ column.flatten(1).T for column in solved])
 
     return products
 
@@ -205,12 +201,8 @@ def influence_scores(
     )
     blocks = restore(curvature, model)
     dampings = _absolute([damping] if isinstance(damping, int | float) else damping, curvature)
-    settings: dict[str, Any] = {
-        "timesteps": timesteps,
-        "draws": draws,
-        "noise_seed": noise_seed,
-        "batch": batch,
-    }
+    settings: dict[str, Any] = {"timesteps": timesteps, "draws": draws}
+    settings |= {"noise_seed": noise_seed, "batch": batch}
     scores = train.new_zeros(len(dampings), len(queries), len(train))
     for rows in torch.arange(len(queries)).split(query_block):
         gradients = measurement_gradients(model, queries[rows], measurement=measurement, **settings)

@@ -146,21 +146,14 @@ def collect(
         readouts = {"readout": asdict(sides[kind].readout), "train readout": asdict(train.readout)}
         for p in projections:
             made = readouts | {"projection": asdict(p) if p else None}
-            jobs[kind, p] = (
-                f"parts/products/{_name(name, train.readout, p)}/{kind}",
-                made | {"weights": weights, "images": images},
-            )
+            file = f"parts/products/{_name(name, train.readout, p)}/{kind}"
+            jobs[kind, p] = file, made | {"weights": weights, "images": images}
     missing = [job for job, (file, made) in jobs.items() if not store.matches(file, made, {})]
     work = _Pass(model, sides, [p for p in projections if any(p == lost for _, lost in missing)])
-    kept = {
-        (kind, p): {
-            part: value.to(train.images.device)
-            for part, value in store.kept(
-                file, partial(work.products, kind, p), parameters=made, inputs={}
-            ).items()
-        }
-        for (kind, p), (file, made) in jobs.items()
-    }
+    kept = {}
+    for (kind, p), (file, made) in jobs.items():
+        parts = store.kept(file, partial(work.products, kind, p), parameters=made, inputs={})
+        kept[kind, p] = {part: value.to(train.images.device) for part, value in parts.items()}
     return {
         p: _joined({kind: kept[kind, p] for kind in kinds}, work.kernels.get(p))
         for p in projections

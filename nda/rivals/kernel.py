@@ -111,9 +111,8 @@ class Kernel:
             raise InputError(
                 "gram has NaN or infinite entries; the features of some train image are broken"
             )
-        if (
-            self.gram - self.gram.T
-        ).abs().max() > 1e-4 * self.gram.abs().max() or self.gram.diagonal().sum() <= 0:
+        apart, largest = (self.gram - self.gram.T).abs().max(), self.gram.abs().max()
+        if apart > 1e-4 * largest or self.gram.diagonal().sum() <= 0:
             raise InputError(
                 "gram must be symmetric with a positive trace; pass the inner products of the train"
                 " features with themselves"
@@ -159,12 +158,8 @@ class Kernel:
             Them, in float64.
         """
         values, vectors = self.eigen
-        return (
-            checked(cross, len(values)).to(vectors)
-            @ vectors
-            / (values + self.ridge(damping)) ** power
-            @ vectors.T
-        )
+        rotated = checked(cross, len(values)).to(vectors) @ vectors
+        return rotated / (values + self.ridge(damping)) ** power @ vectors.T
 
     def leverage(self, damping: float) -> Float[Tensor, "train"]:
         """h_i = φ_iᵀ (ΦᵀΦ + λI)⁻¹ φ_i, in [0, 1).

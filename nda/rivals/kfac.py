@@ -192,19 +192,19 @@ def _curvlinops(
     if kind == "ekfac":
         operator.compute_eigenvalue_correction()
     state = operator.state_dict()
+    ending = "_eigenvectors" if kind == "ekfac" else ""
     for position, (name, parameter) in enumerate(parameters.items()):
-        layer, one = f"model.{name.rpartition('.')[0]}", parameter.new_ones(1, 1)
+        layer, _, part = name.rpartition(".")
+        outputs = state[f"gradient_covariances{ending}"][f"model.{layer}"]
+        inputs = parameter.new_ones(1, 1)  # of a bias
+        if part == "weight":
+            inputs = state[f"input_covariances{ending}"][f"model.{layer}"]
         if kind == "ekfac":
-            basis_out = state["gradient_covariances_eigenvectors"][layer]
-            basis_in = (
-                state["input_covariances_eigenvectors"][layer] if name.endswith("weight") else one
-            )
-            values = state["corrected_eigenvalues"][layer][position].reshape(len(parameter), -1)
+            basis_out, basis_in = outputs, inputs
+            corrected = state["corrected_eigenvalues"][f"model.{layer}"]
+            values = corrected[position].reshape(len(parameter), -1)
         else:
-            out, basis_out = torch.linalg.eigh(state["gradient_covariances"][layer])
-            into, basis_in = torch.linalg.eigh(
-                state["input_covariances"][layer] if name.endswith("weight") else one
-            )
+            (out, basis_out), (into, basis_in) = map(torch.linalg.eigh, (outputs, inputs))
             values = torch.outer(out, into)
         # for squared errors curvlinops' "empirical" is that of √pixels · ℓ
         scale = 1 / data.images[0].numel() if fisher == "empirical" else 1.0
@@ -223,9 +223,8 @@ def _probe(model: Module, layers: Collection[str], image: Tensor) -> None:
     ]
     try:
         with torch.no_grad():
-            output = model(
-                image[None], torch.zeros(1, dtype=torch.long, device=image.device)
-            ).sample
+            start = torch.zeros(1, dtype=torch.long, device=image.device)
+            output = model(image[None], start).sample
     finally:
         for hook in hooks:
             hook.remove()

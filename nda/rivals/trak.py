@@ -71,12 +71,8 @@ def cosine_scores(
             "query_norms and train_norms must hold one norm per query and train image for each of"
             " the crosses"
         )
-    return dot_scores(
-        [
-            _over(c.double(), q[:, None] * t)
-            for c, q, t in zip(crosses, query_norms, train_norms, strict=True)
-        ]
-    )
+    every = zip(crosses, query_norms, train_norms, strict=True)
+    return dot_scores([_over(cross.double(), q[:, None] * t) for cross, q, t in every])
 
 
 def trak_scores(
@@ -114,10 +110,8 @@ def relative_if_scores(
     Returns:
         Scores in float64; 0 for an image without a gradient.
     """
-    return _over(
-        kernel.solve(cross, damping),
-        kernel.solved_norms(damping).where(kernel.gram.diagonal() > 0, 0.0),
-    )
+    norms = kernel.solved_norms(damping).where(kernel.gram.diagonal() > 0, 0.0)
+    return _over(kernel.solve(cross, damping), norms)
 
 
 def renormalised_if_scores(
@@ -262,8 +256,7 @@ def journey_trak(
     some = slice(None, None, max(1, sampling_steps // len(source.readout.timesteps)))
     along = Side(clean[:, some], replace(source.readout, timesteps=times[some]))
     sides = {"train": Side(bench.images("train"), source.readout), f"journey-{which}": along}
-    made = collect(
-        bench.model(), sides, [source.projection], store=bench.store, name=source.weights
-    )
-    path, seconds = solved(trak_scores, made[source.projection][f"journey-{which}"], dampings)
+    kept = {"store": bench.store, "name": source.weights}
+    made = collect(bench.model(), sides, [source.projection], **kept)[source.projection]
+    path, seconds = solved(trak_scores, made[f"journey-{which}"], dampings)
     return Scored(path, seconds + sampled)
