@@ -323,10 +323,10 @@ def _curvature(parameters: Parameters) -> dict[str, Any]:
 # ---- the catalogue; its order is that of every table and figure, and families share a hue
 
 
-READ_LOSS = {"model_output": "loss", "unit_norm": False}
-READ_NORM = {"model_output": "output_norm", "unit_norm": False}
-READ_MEAN = {"model_output": "output_mean", "unit_norm": False}
-READ_MEAN_UNIT = {"model_output": "output_mean", "unit_norm": True}
+READ_LOSS: dict[str, Any] = {"model_output": "loss", "unit_norm": False}
+READ_NORM: dict[str, Any] = {"model_output": "output_norm", "unit_norm": False}
+READ_MEAN: dict[str, Any] = {"model_output": "output_mean", "unit_norm": False}
+READ_MEAN_UNIT: dict[str, Any] = {"model_output": "output_mean", "unit_norm": True}
 KERNEL: dict[str, Any] = {
     "needs": MODEL,
     "takes": "bench",

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import frexp, nan
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -198,7 +199,7 @@ def _tables(
     seed: int,
 ) -> tuple[pd.Series, pd.DataFrame, pd.DataFrame]:
     """A row of the summary, and the plain or the centred half of the other two tables."""
-    options = {"resamples": resamples, "seed": seed}
+    options: dict[str, Any] = {"resamples": resamples, "seed": seed}
     rows = truth.summary(effects, reference=YOURS, **options).set_index("method")
     values, ceiling = rows[["lds", "low", "high"]].T, truth.ceiling(**options)
     names = [

@@ -68,7 +68,9 @@ class Recipe:
                 f"recipe has an unknown setting {unknown[0]!r}; known:"
                 f" {', '.join(f.name for f in fields(cls))}"
             )
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+        values: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()
+        }
         for name, value in values.items():
             wanted = type(getattr(cls(), name))
             fits = isinstance(value, (int, float) if wanted is float else wanted)

@@ -102,8 +102,8 @@ def partial_scores(
         InputError: if the numbers are not as many different integers as there are images.
     """
     numbers = torch.arange(len(train)) if images is None else torch.as_tensor(images)
-    whole = numbers.shape == (len(train),) and not numbers.is_floating_point()
-    if not whole or len(numbers.unique()) < len(train):
+    integers = numbers.shape == (len(train),) and not numbers.is_floating_point()
+    if not integers or len(numbers.unique()) < len(train):
         raise InputError(
             f"images must be {len(train)} different integers, the numbers of this block's train"
             f" images, not {images!r}"

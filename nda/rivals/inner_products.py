@@ -145,9 +145,9 @@ def collect(
         images = digest({"own": sides[kind].images, "train": train.images})
         readouts = {"readout": asdict(sides[kind].readout), "train readout": asdict(train.readout)}
         for p in projections:
-            made = readouts | {"projection": asdict(p) if p else None}
-            file = f"parts/products/{_name(name, train.readout, p)}/{kind}"
-            jobs[kind, p] = file, made | {"weights": weights, "images": images}
+            made: dict[str, Any] = {"projection": asdict(p) if p else None}
+            made |= readouts | {"weights": weights, "images": images}
+            jobs[kind, p] = f"parts/products/{_name(name, train.readout, p)}/{kind}", made
     missing = [job for job, (file, made) in jobs.items() if not store.matches(file, made, {})]
     work = _Pass(model, sides, [p for p in projections if any(p == lost for _, lost in missing)])
     kept = {}

@@ -256,7 +256,7 @@ def journey_trak(
     some = slice(None, None, max(1, sampling_steps // len(source.readout.timesteps)))
     along = Side(clean[:, some], replace(source.readout, timesteps=times[some]))
     sides = {"train": Side(bench.images("train"), source.readout), f"journey-{which}": along}
-    kept = {"store": bench.store, "name": source.weights}
-    made = collect(bench.model(), sides, [source.projection], **kept)[source.projection]
-    path, seconds = solved(trak_scores, made[f"journey-{which}"], dampings)
+    projections, weights = [source.projection], source.weights
+    made = collect(bench.model(), sides, projections, store=bench.store, name=weights)
+    path, seconds = solved(trak_scores, made[source.projection][f"journey-{which}"], dampings)
     return Scored(path, seconds + sampled)

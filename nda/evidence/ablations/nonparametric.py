@@ -153,8 +153,8 @@ def kept_scores(
         for scale in (scale for scale in scales if scale.weight):
             part = replace(config, scales={timestep: (replace(scale, weight=1.0),)})
             make = partial(nda_scores, queries, train, part)
-            name, made = f"parts/{_name(part)}-{which}", {"parameters": asdict(part)}
-            scores = store.kept(name, make, axes="query train", inputs=inputs, **made)
+            name, made = f"parts/{_name(part)}-{which}", asdict(part)
+            scores = store.kept(name, make, axes="query train", parameters=made, inputs=inputs)
             total += scale.weight / weights * scores
     return total
 
