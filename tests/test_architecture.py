@@ -13,7 +13,7 @@ FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*
 # What a file may import: wings further up in this list and files of its own wing. A file of the
 # ground imports only those that stand before it in their line.
 WINGS = [
-    ["errors", "places", "rng", "schedule", "store", "fanout"],
+    ["errors", "places", "rng", "checks", "schedule", "store", "fanout"],
     ["data"],
     ["model"],
     ["nonparametric"],

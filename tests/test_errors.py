@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from nda.errors import InputError, check_images, check_same_shape, check_timestep, pick_device
+from nda.checks import check_images, check_same_shape, pick_device
+from nda.errors import InputError, check_timestep
 
 GOOD = torch.zeros(2, 1, 4, 4)
 

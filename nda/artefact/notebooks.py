@@ -13,10 +13,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from nda.artefact import warm
-from nda.data.subsets import FAMILIES
 from nda.errors import InputError, check_positive, needs
 from nda.places import home, shared
-from nda.store import Store
 
 if TYPE_CHECKING:
     from nda.evidence.retrain import Plan
@@ -304,8 +302,10 @@ def plan(name: str, overrides: Mapping[str, Any] | None = None) -> "Plan":
     Returns:
         The plan of its random halves.
     """
-    # here, since diffusers takes seconds to import, which no other command needs
+    # here, since torch and diffusers take seconds to import, which running notebooks does without
+    from nda.data.subsets import FAMILIES
     from nda.evidence.retrain import Plan
+    from nda.store import Store
 
     given = parameters(name, overrides)
     return Plan(

@@ -12,7 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nda import fanout
-from nda.errors import InputError, pick_device
+from nda.checks import pick_device
+from nda.errors import InputError
 from nda.model import outputs, training, unet
 from nda.model.lean import UNet2DModel
 from nda.store import Store, digest_json

@@ -7,7 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nda import rng
-from nda.errors import InputError, check_images, check_positive, check_timestep
+from nda.checks import check_images
+from nda.errors import InputError, check_positive, check_timestep
 from nda.schedule import BETAS, TIMESTEPS, add_noise
 
 

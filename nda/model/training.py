@@ -14,7 +14,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from nda import rng
-from nda.errors import InputError, check_images
+from nda.checks import check_images
+from nda.errors import InputError
 from nda.model import precision
 from nda.model.unet import Recipe
 from nda.schedule import TIMESTEPS, add_noise

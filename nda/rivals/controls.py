@@ -7,7 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from nda.errors import InputError, check_positive, check_same_shape
+from nda.checks import check_same_shape
+from nda.errors import InputError, check_positive
 from nda.nonparametric.patches import Windows, noised, shared_noise
 from nda.nonparametric.patches.windows import exact
 from nda.schedule import sigma, signal

@@ -15,7 +15,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nda import rng
-from nda.errors import InputError, check_images
+from nda.checks import check_images
+from nda.errors import InputError
 from nda.rivals.bench import Bench, Scored
 
 INSTALL = "install it with: pip install 'nda[rivals]'"

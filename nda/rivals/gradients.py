@@ -14,7 +14,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from nda import rng
-from nda.errors import InputError, check_images, check_positive, check_timestep
+from nda.checks import check_images
+from nda.errors import InputError, check_positive, check_timestep
 from nda.model.outputs import OUTPUTS, uniform_timesteps
 from nda.schedule import add_noise
 

@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.nn import Module
 from tqdm import tqdm
 
-from nda.errors import InputError, check_choice, check_draws, check_same_shape
+from nda.checks import check_same_shape
+from nda.errors import InputError, check_choice, check_draws
 from nda.model.outputs import OUTPUTS
 from nda.rivals.bench import Bench, Scored
 from nda.rivals.gradients import Readout, features

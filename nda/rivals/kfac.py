@@ -20,7 +20,8 @@ from torch.nn import Conv2d, Linear, Module, MSELoss
 from tqdm import tqdm
 
 from nda import rng
-from nda.errors import InputError, check_choice, check_draws, check_images, needs
+from nda.checks import check_images
+from nda.errors import InputError, check_choice, check_draws, needs
 from nda.schedule import add_noise
 
 KINDS = ("ekfac", "kfac")

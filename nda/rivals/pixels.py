@@ -5,7 +5,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nda import rng
-from nda.errors import InputError, check_same_shape
+from nda.checks import check_same_shape
+from nda.errors import InputError
 from nda.rivals.embeddings import embedding_scores
 
 

@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nda import rng
-from nda.errors import InputError, check_same_shape, check_timestep
+from nda.checks import check_same_shape
+from nda.errors import InputError, check_timestep
 from nda.nonparametric.patches import fused, naive, tensor
 from nda.nonparametric.patches.posterior import Posterior, merge
 from nda.nonparametric.patches.windows import Windows
