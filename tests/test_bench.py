@@ -45,7 +45,7 @@ def model(name="model"):
     return load_model(weights(name), TINY, TRAIN.shape, TRAIN.device)
 
 
-GEN = sampling.sample(model(), 3, steps=STEPS)
+GEN = sampling.sample(model(), range(3), steps=STEPS)
 QUERIES = {"val": VAL, "gen": GEN}
 
 
@@ -138,7 +138,7 @@ def test_das_of_the_paper_and_as_released(store, which):
 
 
 def test_journeys_are_those_of_the_sampler(store):
-    clean, times = sampling.journey(model(), len(GEN), steps=STEPS)
+    clean, times = sampling.journey(model(), range(len(GEN)), steps=STEPS)
     along = Readout("loss", times[::2], noise_seed=3)  # four steps, two timesteps
     psi = features(model(), clean[:, ::2], along)
     phi = features(model(), TRAIN, replace(along, timesteps=TIMES))

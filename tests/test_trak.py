@@ -322,13 +322,16 @@ UNET = {
 
 def test_journey_is_that_of_the_samples():
     model = unet.Recipe(unet=UNET).build(0, (1, 4, 4)).eval()
-    images, timesteps = sampling.journey(model, 5, noise_seed=3, steps=6, batch=2)
+    images, timesteps = sampling.journey(model, range(5), noise_seed=3, steps=6, batch=2)
     assert images.shape == (5, 6, 1, 4, 4) and timesteps == (830, 664, 498, 332, 166, 0)
     torch.testing.assert_close(
-        sampling.journey(model, 2, noise_seed=3, steps=6)[0], images[:2], rtol=1e-4, atol=1e-4
+        sampling.journey(model, range(2), noise_seed=3, steps=6)[0],
+        images[:2],
+        rtol=1e-4,
+        atol=1e-4,
     )
     assert images.abs().max() <= 1 and len(images.flatten(2).flatten(0, 1).unique(dim=0)) == 30
-    samples = sampling.sample(model, 5, noise_seed=3, steps=6)
+    samples = sampling.sample(model, range(5), noise_seed=3, steps=6)
     assert (
         images[:, -1] - samples
         # the last prediction is the sample, before it is rounded to 256 levels

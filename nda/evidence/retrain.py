@@ -122,25 +122,35 @@ class Plan:
         return Store(self.folder).matches(member.name, *self.settings(member))
 
     def retrain(self, member: Member) -> None:
-        """Train on what the mask keeps and write the losses `[noise, query, timestep]` of all
-        queries.
+        """Train on what the mask keeps and write what is measured of the model.
 
         Args:
             member: the task.
         """
         store, notes = Store(self.folder), dict[str, Any]()
         parameters, inputs = self.settings(member)
-        make = partial(self._losses, member, notes)
+
+        def make() -> dict[str, Tensor]:
+            return self.measure(self._trained(member, notes))
+
         store.kept(member.name, make, parameters=parameters, inputs=inputs, notes=notes)
         store.delete(f"{member.name}-state")
 
-    def _losses(self, member: Member, notes: dict[str, Any]) -> dict[str, Tensor]:
-        store, model = Store(self.folder), self._trained(member, notes)
-        measure = partial(outputs.denoising_losses, timesteps=self.timesteps)
+    def measure(self, model: UNet2DModel) -> dict[str, Tensor]:
+        """What is kept of a retrained model.
+
+        Args:
+            model: it.
+
+        Returns:
+            The losses `[noise, query, timestep]` of all queries, by their name.
+        """
+        store = Store(self.folder)
+        measure = partial(outputs.denoising_losses, model, timesteps=self.timesteps)
         found = {}
         for which in self.which:
             queries = store.load(which).to(pick_device(self.device))
-            each = [measure(model, queries, noise_seeds=[seed]) for seed in self.noise_seeds]
+            each = [measure(queries, noise_seeds=[seed]) for seed in self.noise_seeds]
             found[which] = torch.stack(each)
         return found
 

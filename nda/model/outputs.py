@@ -1,6 +1,6 @@
 """Every measured output of a denoiser: what losses, gradients and influence are taken of."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from jaxtyping import Float
@@ -41,22 +41,66 @@ def denoising_losses(
     Raises:
         InputError: for images or timesteps out of range, or none of them.
     """
+    losses = torch.zeros(len(queries), len(timesteps), device=queries.device)
+    for place, noisy, noise, times in _noisy(queries, timesteps, noise_seeds, batch):
+        losses[place] += _error(model(noisy, times).sample, noise, times) / len(noise_seeds)
+    return losses
+
+
+@torch.no_grad()
+def output_changes(
+    model: nn.Module,
+    reference: nn.Module,
+    queries: Float[Tensor, "query chan row col"],
+    *,
+    timesteps: Sequence[int],
+    noise_seeds: Sequence[int] = (0,),
+    batch: int = 256,
+) -> Float[Tensor, "query timestep"]:
+    """Mean squared difference of the noises that two models predict, ‖ε_S − ε_full‖² per pixel, at
+    the noisy images of `denoising_losses`.
+
+    Unlike the loss it does not ask whether the change is for the better. Source: DAS, Eq. 9 and
+    App. H.
+
+    Args:
+        model: as in `denoising_losses`.
+        reference: the model that it is compared with, likewise.
+        queries: as in `denoising_losses`.
+        timesteps: as in `denoising_losses`.
+        noise_seeds: as in `denoising_losses`.
+        batch: as in `denoising_losses`.
+
+    Returns:
+        Squared differences per pixel; zero for one and the same model.
+
+    Raises:
+        InputError: as `denoising_losses`.
+    """
+    changes = torch.zeros(len(queries), len(timesteps), device=queries.device)
+    for place, noisy, _, times in _noisy(queries, timesteps, noise_seeds, batch):
+        before = reference(noisy, times).sample
+        changes[place] += _error(model(noisy, times).sample, before, times) / len(noise_seeds)
+    return changes
+
+
+def _noisy(
+    queries: Tensor, timesteps: Sequence[int], noise_seeds: Sequence[int], batch: int
+) -> Iterator[tuple[tuple[Tensor, int], Tensor, Tensor, Tensor]]:
+    # batches of noisy images: their place in [query, timestep], they, their noise, their timesteps
     check_images(queries, "queries")
     for timestep in timesteps:
         check_timestep(timestep)
     if not timesteps or not noise_seeds:
         raise InputError("timesteps and noise_seeds need at least one value each")
-    losses = torch.zeros(len(queries), len(timesteps), device=queries.device)
     for column, timestep in enumerate(timesteps):
         for noise_seed in noise_seeds:
-            noise = torch.randn(
-                queries.shape, generator=rng.generator("evaluation", noise_seed, timestep)
-            ).to(queries)
+            source = rng.generator("evaluation", noise_seed, timestep)
+            noise = torch.randn(queries.shape, generator=source).to(queries)
             for rows in torch.arange(len(queries)).split(batch):
                 times = torch.full((len(rows),), timestep, device=queries.device)
-                predicted = model(add_noise(queries[rows], times, noise[rows]), times).sample
-                losses[rows, column] += _error(predicted, noise[rows], times) / len(noise_seeds)
-    return losses
+                noisy = add_noise(queries[rows], times, noise[rows])
+                yield (rows, column), noisy, noise[rows], times
 
 
 Output = Callable[..., Tensor]

@@ -1,6 +1,6 @@
 """The model's own pictures, and the way to them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Float
@@ -14,7 +14,12 @@ from nda.schedule import TIMESTEPS, sigma, signal
 
 
 def sample(
-    model: UNet2DModel, n: int, *, noise_seed: int = 0, steps: int = 50, batch: int = 64
+    model: UNet2DModel,
+    numbers: Sequence[int],
+    *,
+    noise_seed: int = 0,
+    steps: int = 50,
+    batch: int = 64,
 ) -> Float[Tensor, "query chan row col"]:
     """Draw images by DDIM without added noise.
 
@@ -23,7 +28,7 @@ def sample(
 
     Args:
         model: in eval mode, else dropout is on.
-        n: how many images.
+        numbers: of the images, for example `range(200)`.
         noise_seed: image i starts from noise named (`noise_seed`, i), whatever the batch.
         steps: of the sampler, 1…1000.
         batch: images in one pass.
@@ -35,7 +40,7 @@ def sample(
         InputError: for less than one image, or a number of steps out of range.
     """
     ends = []
-    for noise in _starts(model, n, noise_seed, steps, batch):
+    for noise in _starts(model, numbers, noise_seed, steps, batch):
         for _, _, images in _way(model, noise, steps):
             end = images
         ends.append(end)
@@ -43,7 +48,12 @@ def sample(
 
 
 def journey(
-    model: UNet2DModel, n: int, *, noise_seed: int = 0, steps: int = 50, batch: int = 64
+    model: UNet2DModel,
+    numbers: Sequence[int],
+    *,
+    noise_seed: int = 0,
+    steps: int = 50,
+    batch: int = 64,
 ) -> tuple[Float[Tensor, "query step chan row col"], tuple[int, ...]]:
     """Clean images that the model predicts on the way of `nda.model.sampling.sample` to its images,
     clamped to [-1, 1], and their timesteps.
@@ -54,7 +64,7 @@ def journey(
 
     Args:
         model: as in `sample`.
-        n: as in `sample`.
+        numbers: as in `sample`.
         noise_seed: as in `sample`.
         steps: as in `sample`.
         batch: as in `sample`.
@@ -65,23 +75,23 @@ def journey(
     Raises:
         InputError: for less than one image, or a number of steps out of range.
     """
-    ways = [list(_way(model, x, steps)) for x in _starts(model, n, noise_seed, steps, batch)]
+    ways = [list(_way(model, x, steps)) for x in _starts(model, numbers, noise_seed, steps, batch)]
     clean = [torch.stack([clean for _, clean, _ in way], 1) for way in ways]
     return torch.cat(clean), tuple(t for t, _, _ in ways[0])
 
 
 def _starts(
-    model: UNet2DModel, n: int, noise_seed: int, steps: int, batch: int
+    model: UNet2DModel, numbers: Sequence[int], noise_seed: int, steps: int, batch: int
 ) -> Iterator[Float[Tensor, "image chan row col"]]:
     """Noise, in batches, with a progress bar."""
-    if n < 1 or not 1 <= steps <= TIMESTEPS:
+    if not numbers or not 1 <= steps <= TIMESTEPS:
         raise InputError(
-            f"sampling needs at least one image and 1…{TIMESTEPS} steps, not {n} images and {steps}"
-            " steps"
+            f"sampling needs at least one image and 1…{TIMESTEPS} steps, not {len(numbers)} images"
+            f" and {steps} steps"
         )
     shape = (model.config.in_channels, model.config.sample_size, model.config.sample_size)
     noise = torch.stack(
-        [torch.randn(shape, generator=rng.generator("sample", noise_seed, i)) for i in range(n)]
+        [torch.randn(shape, generator=rng.generator("sample", noise_seed, i)) for i in numbers]
     )
     device = next(model.parameters()).device
     yield from tqdm(noise.to(device).split(batch), desc="sampling", unit="batch", leave=False)

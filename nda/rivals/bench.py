@@ -164,8 +164,8 @@ class Bench:
         """
         from nda.model import sampling
 
-        n = len(self.images("gen"))
-        made = partial(sampling.journey, self.model(), n, steps=steps)
+        numbers = range(len(self.images("gen")))
+        made = partial(sampling.journey, self.model(), numbers, steps=steps)
         (clean, times), seconds = self.once(("journey", steps), made)
         return clean, times, seconds
 

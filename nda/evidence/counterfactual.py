@@ -1,0 +1,314 @@
+"""Counterfactuals: take images away, train again, and let the model draw the same picture."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from nda import rng
+from nda.checks import pick_device
+from nda.errors import InputError, check_choice, check_positive
+from nda.evidence.retrain import Plan
+from nda.methods import METHODS
+from nda.model import outputs, sampling, unet
+from nda.model.lean import UNet2DModel
+from nda.store import Store
+
+RANDOM = "random"  # the arm that every other is compared with
+
+
+def draw_queries(n_gen: int, n: int) -> list[int]:
+    """Which generated queries are asked about, drawn by name before any score is looked at.
+
+    Args:
+        n_gen: how many there are.
+        n: how many to draw; the first of them are the same whatever this is.
+
+    Returns:
+        Their numbers.
+
+    Raises:
+        InputError: if there are fewer than asked for.
+    """
+    check_positive("removal_queries", n)
+    if n > n_gen:
+        raise InputError(f"removal_queries must be at most the {n_gen} generated queries, not {n}")
+    return torch.randperm(n_gen, generator=rng.generator("removal queries"))[:n].tolist()
+
+
+def random_removals(n_train: int, k: int, draws: int) -> Bool[Tensor, "draw train"]:
+    """Masks without `k` random train images. A larger `k` takes away those of a smaller one and
+    more.
+
+    Args:
+        n_train: train images.
+        k: how many are taken away.
+        draws: how many masks.
+
+    Returns:
+        The masks, True = kept.
+
+    Raises:
+        InputError: if no image would be left or none be taken away.
+    """
+    orders = [
+        torch.randperm(n_train, generator=rng.generator("random removal", draw))
+        for draw in range(draws)
+    ]
+    return _without(torch.stack(orders), k)
+
+
+def top_removals(scores: Float[Tensor, "query train"], k: int) -> Bool[Tensor, "query train"]:
+    """Masks without the `k` images of highest score, one for each query; of equal scores, the image
+    that comes first goes first.
+
+    Args:
+        scores: higher = keeping the train image lowers the query's loss.
+        k: how many are taken away.
+
+    Returns:
+        The masks, True = kept. A class may be left without images.
+
+    Raises:
+        InputError: for scores that are not finite, or if no image would be left or none be taken
+            away.
+    """
+    if not torch.isfinite(scores).all():
+        raise InputError(
+            "scores have NaN or infinite entries; the method that made them failed on some image"
+        )
+    return _without(scores.cpu().sort(dim=1, descending=True, stable=True).indices, k)
+
+
+def _without(orders: Tensor, k: int) -> Tensor:
+    n_train = orders.shape[1]
+    if not 0 < k < n_train:
+        raise InputError(
+            f"k must take away at least one of the {n_train} train images and leave one, not {k}"
+        )
+    return torch.ones(orders.shape, dtype=torch.bool).scatter_(1, orders[:, :k], False)
+
+
+@dataclass(frozen=True)
+class Design:
+    """Which images are taken away for which queries.
+
+    Attributes:
+        rows: numbers of the generated queries.
+        k: how many images are taken away.
+        arms: names of runs of the catalogue; for every query, those `k` images go that the run
+            ranks highest.
+        random: how many random sets of `k` images are taken away instead.
+        seeds: how many models with other train seeds see all images.
+        curve_ks: other `k` of the removal curve.
+        curve_arms: those arms that have a curve.
+        curve_queries: how many of the queries have one.
+        curve_random: random sets at each of these `k`.
+        uncoupled_arm: the arm that is trained with another seed too, for the queries with a curve,
+            or "".
+    """
+
+    rows: Sequence[int]
+    k: int
+    arms: Sequence[str]
+    random: int
+    seeds: int
+    curve_ks: Sequence[int] = ()
+    curve_arms: Sequence[str] = ()
+    curve_queries: int = 0
+    curve_random: int = 0
+    uncoupled_arm: str = ""
+
+    @classmethod
+    def of(cls, parameters: Mapping[str, Any]) -> "Design":
+        """The design of a profile.
+
+        Args:
+            parameters: of the profile, by the names that notebooks give them.
+
+        Returns:
+            The design.
+
+        Raises:
+            InputError: for an arm that is no method of the catalogue, or a curve of another one.
+        """
+        arms = parameters["removal_arms"]
+        for arm in arms:
+            check_choice("removal_arms", arm.split("-")[0], tuple(METHODS))
+        for name in ("curve_arms", "uncoupled_arm"):
+            for arm in filter(None, [*_listed(parameters[name])]):
+                check_choice(name, arm, tuple(arms))
+        return cls(
+            draw_queries(parameters["n_gen"], parameters["removal_queries"]),
+            parameters["removal_k"],
+            arms,
+            parameters["removal_random"],
+            parameters["removal_seeds"],
+            parameters["curve_ks"],
+            parameters["curve_arms"],
+            parameters["curve_queries"],
+            parameters["curve_random"],
+            parameters["uncoupled_arm"],
+        )
+
+    def families(self, train_seed: int) -> dict[str, tuple[str, int, Sequence[int]]]:
+        """All families of masks, in the order of training.
+
+        Args:
+            train_seed: of the full model.
+
+        Returns:
+            By family: arm, number of images that are taken away, and train seeds.
+        """
+        same, others = [train_seed], range(train_seed, train_seed + 1 + self.seeds)
+        found: dict[str, tuple[str, int, Sequence[int]]] = {"kept": ("none", 0, [*others])}
+        found |= {f"removed-{arm}": (arm, self.k, same) for arm in (RANDOM, *self.arms)}
+        for k in self.curve_ks:
+            for arm in (RANDOM, *self.curve_arms):
+                found[f"removed-{arm}-{k}"] = (arm, k, same)
+        for arm in (RANDOM, self.uncoupled_arm) if self.uncoupled_arm else ():
+            found[f"uncoupled-{arm}"] = (arm, self.k, [train_seed + 1])
+        return found
+
+
+def _listed(value: str | Sequence[str]) -> Sequence[str]:
+    return [value] if isinstance(value, str) else value
+
+
+def draw_masks(store: Store, design: Design, train_seed: int) -> None:
+    """Write the masks of a design, `masks/<family>`, from the scores of its arms.
+
+    Args:
+        store: the working store of the profile, with `train`, and `scores/<arm>-gen`.
+        design: the design.
+        train_seed: of the full model.
+
+    Raises:
+        InputError: if the scores of an arm are missing, or no image would be left.
+    """
+    n_train = len(store.load("train"))
+    for family, (arm, k, _) in design.families(train_seed).items():
+        curve = family != f"removed-{arm}"
+        rows = design.rows[: design.curve_queries] if curve else design.rows
+        draws = design.curve_queries if family.startswith("uncoupled") else design.curve_random
+        made: dict[str, Any] = {"arm": arm, "k": k}
+        inputs = store.sha256("train")
+        if arm == "none":
+            make = partial(torch.ones, 1, n_train, dtype=torch.bool)
+        elif arm == RANDOM:
+            make = partial(random_removals, n_train, k, draws if curve else design.random)
+            made["draws"] = make.args[2]
+        else:
+            name = f"scores/{arm}-gen"
+            if name not in store:
+                raise InputError(
+                    f"removal_arms: {name} is missing in {store.folder}; run the notebook of"
+                    f" {arm} first (python -m nda run)"
+                )
+            inputs |= store.sha256(name)
+            made["rows"] = list(rows)
+            make = partial(top_removals, store.load(name)[list(rows)], k)
+        store.kept(f"masks/{family}", make, axes="subset train", parameters=made, inputs=inputs)
+
+
+@dataclass(frozen=True)
+class Removals(Plan):
+    """Retrainings without some images, each of which draws all queries again.
+
+    Attributes:
+        rows: numbers of the generated queries.
+        sampling_steps: of the sampler.
+    """
+
+    rows: Sequence[int] = ()
+    sampling_steps: int = 50
+
+    def settings(self, member: Any) -> tuple[dict[str, Any], dict[str, str]]:
+        """What a member's result depends on: also the full model, with which it is compared.
+
+        Args:
+            member: the task.
+
+        Returns:
+            Its parameters and inputs.
+        """
+        parameters, inputs = super().settings(member)
+        asked = {"rows": list(self.rows), "sampling_steps": self.sampling_steps}
+        return parameters | asked, inputs | Store(self.folder).sha256("model")
+
+    def measure(self, model: UNet2DModel) -> dict[str, Tensor]:
+        """What is kept of a retrained model.
+
+        Args:
+            model: it.
+
+        Returns:
+            `images`: the queries, drawn from their own noise, as 8-bit `[query, chan, row, col]`.
+            `losses` and `outputs`, `[query, timestep]`: its losses on the queries of the full
+            model, and the squared difference of the two models' outputs.
+        """
+        queries, reference = self._reference()
+        asked: Any = {"timesteps": self.timesteps, "noise_seeds": self.noise_seeds}
+        return {
+            "images": draw_again(model, self.rows, self.sampling_steps),
+            "losses": outputs.denoising_losses(model, queries, **asked),
+            "outputs": outputs.output_changes(model, reference, queries, **asked),
+        }
+
+    def original(self) -> dict[str, Tensor]:
+        """The same of the full model itself.
+
+        Returns:
+            `images`, `losses` and `outputs`, as in `measure`; the outputs are zero.
+        """
+        return self.measure(self._reference()[1])
+
+    def _reference(self) -> tuple[Tensor, UNet2DModel]:
+        store, device = Store(self.folder), pick_device(self.device)
+        queries = store.load("gen")[list(self.rows)].to(device)
+        recipe = unet.Recipe.parse(self.made_by())
+        return queries, unet.load_model(store.load("model"), recipe, queries.shape, device)
+
+
+def draw_again(model: UNet2DModel, rows: Sequence[int], steps: int) -> Tensor:
+    """Generated queries, each from its own noise, in 8 bits.
+
+    Args:
+        model: that draws them.
+        rows: their numbers.
+        steps: of the sampler.
+
+    Returns:
+        `[query, chan, row, col]`, 0…255.
+    """
+    images = sampling.sample(model, rows, steps=steps)
+    return ((images + 1) * 127.5).round().to(torch.uint8).cpu()
+
+
+def plan(folder: Path, parameters: Mapping[str, Any]) -> Removals:
+    """The retrainings of a profile's counterfactuals; their masks are drawn if they are not there.
+
+    Args:
+        folder: of the working store, with the full model, the generated queries and the scores.
+        parameters: of the profile, by the names that notebooks give them.
+
+    Returns:
+        The plan.
+    """
+    design, seed = Design.of(parameters), parameters["train_seed"]
+    draw_masks(Store(folder), design, seed)
+    return Removals(
+        folder,
+        {family: seeds for family, (_, _, seeds) in design.families(seed).items()},
+        parameters["timesteps"],
+        parameters["noise_seeds"],
+        parameters["device"],
+        ("gen",),
+        rows=design.rows,
+        sampling_steps=parameters["sampling_steps"],
+    )
