@@ -71,7 +71,8 @@ def test_every_entry_has_a_place_a_look_and_a_function():
 
 
 def test_every_family_is_scored_by_its_page():
-    assert {method.family for method in METHODS.values()} == {*FAMILIES, "retrained"}
+    apart = {"retrained", "beyond"}  # fitted on the page of the LDS; without a page so far
+    assert {method.family for method in METHODS.values()} == {*FAMILIES, *apart}
     for name, page in FAMILIES.items():
         code = (notebooks.SOURCES / f"{page}.ipynb").read_text()
         assert f'family(\\"{name}\\")' in code

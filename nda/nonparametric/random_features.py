@@ -405,6 +405,7 @@ def _checked(
             f"gated needs images whose sides are multiples of {GATE_GRID} pixels, the cells of its"
             f" grid, not {tuple(train.shape[2:])}; resize them, or pass gated=False"
         )
-    if isinstance(damping, bool) or not isinstance(damping, int | float) or not damping > 0:
+    number = isinstance(damping, int | float) and not isinstance(damping, bool)
+    if not number or not 0 < damping < float("inf"):
         raise InputError(f"damping must be a positive number, for example 3e-3, not {damping!r}")
     return [*timesteps]

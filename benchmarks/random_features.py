@@ -1,0 +1,375 @@
+"""What does random-feature influence owe to each of its choices, and how does its time grow? One
+choice is changed at a time; `select` subsets and the choosing half of the queries judge, `report`
+plays no part.
+
+    NDA_DATA=/path/to/cifar10 python -m nda run --profile small --only 01
+    python benchmarks/random_features.py [--only network] [--ready]
+    python benchmarks/random_features.py --time 200 2000 50000 --side 8
+
+The first command stores the train images and the validation queries of the profile `small`. The
+second adds one row after another to `data/random_features/`: a killed run goes on by the same
+command, and a setting whose row is there is not computed again. `--ready` prints the rows that are
+there. The third prints seconds per 1,000 train images on made-up images, of the smallest number of
+timesteps that shows them: one.
+"""
+
+import argparse
+import resource
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from time import process_time
+from typing import Any
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nda import rng
+from nda.artefact.notebooks import parameters
+from nda.evidence.truth import Truth
+from nda.methods import METHODS
+from nda.nonparametric.patches import shared_noise
+from nda.nonparametric.random_features import (
+    SIDE,
+    TIMESTEPS,
+    RandomFeatures,
+    Task,
+    gate,
+    gate_distances,
+    influence,
+    moments,
+    rfi_scores,
+    trapezoid,
+)
+from nda.store import Store
+
+WHICH = ("val", "gen")
+GATES = ("none", "pixels", "features", "NDA mass")
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "relu": F.relu,
+    "leaky relu": F.leaky_relu,
+    "tanh": torch.tanh,
+    "none": lambda values: values,
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The choices that are not the gate's; the defaults are those of the method."""
+
+    widths: tuple[int, ...] = (128, 256)
+    kernel: int = SIDE
+    norm: str = "group"  # or "none", "layer" (all channels together), "instance" (each alone)
+    activation: str = "silu"
+    pixels: bool = True  # whether the features have those of the noisy window
+    padding: str = "constant"
+    networks: int = 1
+    timesteps: tuple[int, ...] = TIMESTEPS
+    weights: str = "trapezoid"
+    damping: float = 3e-3
+    flips: bool = True
+    draws: int = 1
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A random network as a setting has it. With the defaults it is `RandomFeatures`."""
+
+    kernels: tuple[Tensor, ...]
+    setting: Setting
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """The features of every pixel.
+
+        Args:
+            images: with or without noise.
+
+        Returns:
+            `[image, pixel, dim]`.
+        """
+        made, around = self.setting, [self.setting.kernel // 2] * 4
+        window = F.unfold(F.pad(images, [SIDE // 2] * 4, mode=made.padding), SIDE).mT
+        layers, seen = [window] if made.pixels else [], images
+        for kernel in self.kernels:
+            seen = F.conv2d(F.pad(seen, around, mode=made.padding), kernel.to(images))
+            groups = {"group": 8, "layer": 1, "instance": seen.shape[1]}
+            if made.norm != "none":
+                seen = F.group_norm(seen, groups[made.norm])
+            seen = ACTIVATIONS[made.activation](seen)
+            layers.append(seen.permute(0, 2, 3, 1).flatten(1, 2))
+        return torch.cat([*layers, torch.ones_like(window[..., :1])], 2)
+
+
+def network(setting: Setting, number: int) -> RandomFeatures | Variant:
+    """A random network.
+
+    Args:
+        setting: its choices.
+        number: names its weights.
+
+    Returns:
+        Features of the noisy image.
+    """
+    plain = RandomFeatures.draw(3, setting.widths, number)
+    how = {name: getattr(setting, name) for name in ("norm", "activation", "pixels", "padding")}
+    if setting.kernel == SIDE and all(getattr(Setting, name) == how[name] for name in how):
+        return plain
+    kernels = []
+    for layer, kernel in enumerate(plain.kernels):
+        shape = (*kernel.shape[:2], setting.kernel, setting.kernel)
+        source = rng.generator("random features", number, layer)
+        drawn = torch.randn(shape, generator=source)
+        kernels.append(drawn / drawn[0].numel() ** 0.5)
+    return Variant(tuple(kernels), setting)
+
+
+def weights(setting: Setting) -> list[float]:
+    """Of the timesteps.
+
+    Args:
+        setting: with `trapezoid`, `equal`, or `noise`: the trapezoid rule's times t.
+
+    Returns:
+        Weights that sum to 1.
+    """
+    if setting.weights == "equal":
+        return [1 / len(setting.timesteps)] * len(setting.timesteps)
+    found = trapezoid(setting.timesteps)
+    if setting.weights == "noise":
+        found = [w * t for w, t in zip(found, setting.timesteps, strict=True)]
+    return [w / sum(found) for w in found]
+
+
+def scores(queries: Tensor, train: Tensor, setting: Setting) -> Tensor:
+    """`rfi_scores` with any setting.
+
+    Args:
+        queries: pixels in [-1, 1].
+        train: pixels in [-1, 1].
+        setting: the choices.
+
+    Returns:
+        Scores `[query, train]`.
+    """
+    found = torch.zeros(len(queries), len(train)).double()
+    for number in range(setting.networks):
+        features = network(setting, number)
+        for timestep, weight in zip(setting.timesteps, weights(setting), strict=True):
+            noise = [shared_noise(train, timestep, 0, draw) for draw in range(setting.draws)]
+            task = Task(features, timestep, torch.stack(noise), setting.flips)
+            fit = moments(train, task)
+            found += weight * influence(queries, train, task, fit, setting.damping)
+    return found
+
+
+def steps(count: int) -> tuple[int, ...]:
+    """Timesteps from 12 to 460 whose distances grow evenly.
+
+    Args:
+        count: how many.
+
+    Returns:
+        They.
+    """
+    ends = torch.linspace(12**0.5, 460**0.5, count).square().round().int()
+    return tuple(ends.tolist())
+
+
+def changes() -> Iterator[tuple[str, str, Setting]]:
+    """What is tried.
+
+    Yields:
+        The choice, its value and the setting.
+    """
+    tried: dict[str, Sequence[Any]] = {
+        "networks": (2, 3),
+        "widths": ((), (128,), (256,), (64, 128), (128, 128), (128, 256, 256), (256, 512)),
+        "damping": (3e-4, 1e-3, 1e-2, 3e-2),
+        "norm": ("none", "layer", "instance"),
+        "activation": ("relu", "leaky relu", "tanh", "none"),
+        "kernel": (1, 5),
+        "flips": (False,),
+        "draws": (2, 4),
+        "padding": ("reflect",),
+        "pixels": (False,),
+        "timesteps": (steps(3), steps(6), (44,), (82,), (162,), (345,), (*TIMESTEPS, 600, 800)),
+        "weights": ("equal", "noise"),
+    }
+    yield "as it is", "", Setting()
+    for name, values in tried.items():
+        for value in values:
+            shown = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            yield name, shown or "none", replace(Setting(), **{name: value})
+
+
+def distances(kind: str, queries: Tensor, train: Tensor) -> Tensor:
+    """What a gate opens on.
+
+    Args:
+        kind: of `GATES`, but not "none".
+        queries: pixels in [-1, 1].
+        train: pixels in [-1, 1].
+
+    Returns:
+        `[query, train]`.
+    """
+    if kind == "pixels":
+        flips = (train, train.flip(-1))
+        return torch.minimum(*(torch.cdist(queries.flatten(1), x.flatten(1)) for x in flips))
+    if kind == "features":
+        return gate_distances(queries, train, RandomFeatures.draw(3, Setting.widths))
+    method = METHODS["nda_two_scale"]
+    mass = method.function(queries, train, **method.settings(parameters("small")))
+    return -mass.clamp_min(1e-12).log()
+
+
+class Trial:
+    """Images, truths and rows.
+
+    Args:
+        store: where rows are kept.
+    """
+
+    def __init__(self, store: Store):
+        images = Store.working("small")
+        self.store, self.train = store, images.load("train", "image chan row col")
+        generated = Store.shipped("small").load("gen", "image chan row col").float() / 127.5 - 1
+        self.queries = {"val": images.load("val", "image chan row col"), "gen": generated}
+        self.truths = {which: Truth.load("small", "select", which) for which in WHICH}
+        self.inputs = images.sha256("train", "val") | Store.shipped("small").sha256("gen")
+
+    def scores(self, name: str, setting: Setting) -> dict[str, Tensor]:
+        """The scores of both kinds of queries, kept.
+
+        Args:
+            name: of the setting.
+            setting: its choices.
+
+        Returns:
+            By the name of the queries.
+        """
+
+        def make() -> Tensor:
+            return scores(torch.cat([*self.queries.values()]), self.train, setting)
+
+        made: dict[str, Any] = {"parameters": asdict(setting), "inputs": self.inputs}
+        found = self.store.kept(f"scores/{name}", make, axes="query train", **made)
+        sizes = [len(queries) for queries in self.queries.values()]
+        return dict(zip(self.queries, found.split(sizes), strict=True))
+
+    def gates(self, kind: str) -> dict[str, Tensor]:
+        """The factors of a gate, from distances that are kept.
+
+        Args:
+            kind: of `GATES`.
+
+        Returns:
+            By the name of the queries.
+        """
+        found: dict[str, Tensor] = {}
+        for which, queries in self.queries.items():
+            if kind == "none":
+                found[which] = torch.ones(len(queries), len(self.train))
+                continue
+            file = f"distances/{kind.replace(' ', '-')}-{which}"
+
+            def make(queries: Tensor = queries) -> Tensor:
+                return distances(kind, queries, self.train)
+
+            made: dict[str, Any] = {"parameters": {"kind": kind}, "inputs": self.inputs}
+            found[which] = gate(self.store.kept(file, make, axes="query train", **made).double())
+        return found
+
+    def row(self, name: str, setting: Setting, kind: str) -> pd.DataFrame:
+        """LDS with its interval, and the gain over the method as it is with the same gate.
+
+        Args:
+            name: of the setting.
+            setting: its choices.
+            kind: of `GATES`.
+
+        Returns:
+            One row per kind of queries, in percent.
+        """
+        factors, found = self.gates(kind), self.scores(name, setting)
+        usual = self.scores("as-it-is", Setting()), self.gates("features")
+        rows = []
+        for which, truth in self.truths.items():
+            same = usual[0][which] * (factors if name != "as-it-is" else usual[1])[which]
+            both = {"it": found[which] * factors[which], "usual": same}
+            table = truth.summary(both, reference="usual").set_index("method")
+            rows.append({"queries": which, "gate": kind, **table.loc["it"].round(2)})
+        return pd.DataFrame(rows)
+
+    def table(self, choice: str, value: str, setting: Setting) -> pd.DataFrame:
+        """The rows of a setting, with and without the gate; all gates for the method as it is.
+
+        Args:
+            choice: what is changed.
+            value: to what.
+            setting: the choices.
+
+        Returns:
+            The rows, kept.
+        """
+        name = f"{choice} {value}".strip().replace(" ", "-")
+
+        def make() -> pd.DataFrame:
+            kinds = GATES if name == "as-it-is" else ("none", "features")
+            found = pd.concat([self.row(name, setting, kind) for kind in kinds])
+            found.insert(0, "choice", choice)
+            found.insert(1, "value", value or "-")
+            return found
+
+        made: dict[str, Any] = {"parameters": asdict(setting), "inputs": self.inputs}
+        return self.store.kept(f"rows/{name}", make, **made)
+
+
+def clock(counts: Sequence[int], side: int) -> None:
+    """Print the time and memory of one timestep with the gate.
+
+    Args:
+        counts: of train images.
+        side: of the images in pixels.
+    """
+    for count in counts:
+        source = rng.generator("benchmark", count)
+        images = 2 * torch.rand(count + 10, 3, side, side, generator=source) - 1
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        started = process_time()
+        rfi_scores(images[:10], images[10:], timesteps=(162,), gated=True)
+        took = process_time() - started
+        more = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+        each = 1000 * took / count
+        print(f"{count:6d} train images: {took:7.1f} CPU-s, {each:5.2f} per 1,000, {more:.0f} MB")
+
+
+def main() -> None:
+    """Print rows as they are found."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", help="a choice, such as damping")
+    parser.add_argument("--ready", action="store_true", help="print the rows that are there")
+    parser.add_argument("--time", type=int, nargs="+", help="numbers of train images")
+    parser.add_argument("--side", type=int, default=16, help="of timed images, in pixels")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.time:
+        clock(options.time, options.side)
+        return
+    store = Store.working("random_features")
+    if options.ready:
+        rows = [store.load(name) for name in store.names() if name.startswith("rows/")]
+        print(pd.concat(rows).to_string(index=False) if rows else "no row yet")
+        return
+    trial = Trial(store)
+    for choice, value, setting in changes():
+        if options.only in (None, choice):
+            print(trial.table(choice, value, setting).to_string(index=False), flush=True)
+
+
+if __name__ == "__main__":
+    main()
