@@ -35,17 +35,23 @@ from nda.nonparametric.random_features import (
     TIMESTEPS,
     RandomFeatures,
     Task,
+    directions,
     gate,
     gate_distances,
-    influence,
     moments,
+    residual_products,
     rfi_scores,
     trapezoid,
 )
 from nda.store import Store
 
 WHICH = ("val", "gen")
-GATES = ("none", "pixels", "features", "NDA mass")
+GATES = ("none", "pixels", "features", "NDA mass")  # what the gate opens on ...
+SHAPES: dict[str, Callable[[Tensor], Tensor]] = {  # ... and how
+    "leaky": lambda factors: 1 + factors,
+    "twice as steep": torch.square,
+    "half as steep": torch.sqrt,
+}
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "relu": F.relu,
@@ -71,6 +77,7 @@ class Setting:
     damping: float = 3e-3
     flips: bool = True
     draws: int = 1
+    noise: str = "one"  # "two": one for the queries, one for the train images
 
 
 @dataclass(frozen=True)
@@ -157,10 +164,17 @@ def scores(queries: Tensor, train: Tensor, setting: Setting) -> Tensor:
     for number in range(setting.networks):
         features = network(setting, number)
         for timestep, weight in zip(setting.timesteps, weights(setting), strict=True):
-            noise = [shared_noise(train, timestep, 0, draw) for draw in range(setting.draws)]
-            task = Task(features, timestep, torch.stack(noise), setting.flips)
-            fit = moments(train, task)
-            found += weight * influence(queries, train, task, fit, setting.damping)
+            task, asked = (
+                Task(features, timestep, torch.stack(noise), setting.flips)
+                for noise in (
+                    [shared_noise(train, timestep, seed, draw) for draw in range(setting.draws)]
+                    for seed in (0, int(setting.noise == "two"))
+                )
+            )
+            fit, damping = moments(train, task), setting.damping
+            towards = directions(queries, asked, fit, damping)
+            products = residual_products(train, task, fit.readout(damping))
+            found += weight * towards.flatten(1) @ products.flatten(1).T
     return found
 
 
@@ -191,6 +205,7 @@ def changes() -> Iterator[tuple[str, str, Setting]]:
         "activation": ("relu", "leaky relu", "tanh", "none"),
         "kernel": (1, 5),
         "flips": (False,),
+        "noise": ("two",),
         "draws": (2, 4),
         "padding": ("reflect",),
         "pixels": (False,),
@@ -208,7 +223,7 @@ def distances(kind: str, queries: Tensor, train: Tensor) -> Tensor:
     """What a gate opens on.
 
     Args:
-        kind: of `GATES`, but not "none".
+        kind: of `GATES`, but "none".
         queries: pixels in [-1, 1].
         train: pixels in [-1, 1].
 
@@ -263,11 +278,12 @@ class Trial:
         """The factors of a gate, from distances that are kept.
 
         Args:
-            kind: of `GATES`.
+            kind: of `GATES`, and maybe after a comma its shape.
 
         Returns:
             By the name of the queries.
         """
+        kind, _, shape = kind.partition(", ")
         found: dict[str, Tensor] = {}
         for which, queries in self.queries.items():
             if kind == "none":
@@ -279,26 +295,31 @@ class Trial:
                 return distances(kind, queries, self.train)
 
             made: dict[str, Any] = {"parameters": {"kind": kind}, "inputs": self.inputs}
-            found[which] = gate(self.store.kept(file, make, axes="query train", **made).double())
+            factors = gate(self.store.kept(file, make, axes="query train", **made).double())
+            found[which] = SHAPES[shape](factors) if shape else factors
         return found
 
     def row(self, name: str, setting: Setting, kind: str) -> pd.DataFrame:
-        """LDS with its interval, and the gain over the method as it is with the same gate.
+        """LDS with its interval, and the gain over the method as it is with the same gate; of the
+        method as it is, over its own gate.
 
         Args:
             name: of the setting.
             setting: its choices.
-            kind: of `GATES`.
+            kind: the gate.
 
         Returns:
             One row per kind of queries, in percent.
         """
         factors, found = self.gates(kind), self.scores(name, setting)
-        usual = self.scores("as-it-is", Setting()), self.gates("features")
+        usual = self.scores("as-it-is", Setting())
+        beside = self.gates("features") if name == "as-it-is" else factors
         rows = []
         for which, truth in self.truths.items():
-            same = usual[0][which] * (factors if name != "as-it-is" else usual[1])[which]
-            both = {"it": found[which] * factors[which], "usual": same}
+            both = {
+                "it": found[which] * factors[which],
+                "usual": usual[which] * beside[which],
+            }
             table = truth.summary(both, reference="usual").set_index("method")
             rows.append({"queries": which, "gate": kind, **table.loc["it"].round(2)})
         return pd.DataFrame(rows)
@@ -317,7 +338,9 @@ class Trial:
         name = f"{choice} {value}".strip().replace(" ", "-")
 
         def make() -> pd.DataFrame:
-            kinds = GATES if name == "as-it-is" else ("none", "features")
+            kinds: tuple[str, ...] = ("none", "features")
+            if name == "as-it-is":
+                kinds = (*GATES, *(f"features, {shape}" for shape in SHAPES))
             found = pd.concat([self.row(name, setting, kind) for kind in kinds])
             found.insert(0, "choice", choice)
             found.insert(1, "value", value or "-")

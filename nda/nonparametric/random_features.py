@@ -229,6 +229,26 @@ def residual_products(
     return torch.cat(found).cpu().double()
 
 
+def directions(
+    queries: Float[Tensor, "query chan row col"], task: Task, fit: Moments, damping: float
+) -> Float[Tensor, "query dim chan"]:
+    """2 / (C N) · (A + μ)⁻¹ G_q: what scores are the inner products of train images' G with.
+
+    Args:
+        queries: pixels in [-1, 1].
+        task: what was fitted.
+        fit: of all train images.
+        damping: λ.
+
+    Returns:
+        In float64 on the CPU.
+    """
+    asked = residual_products(queries, task, fit.readout(damping))
+    columns = asked.movedim(1, 0).flatten(1)  # [dim, query · chan]
+    solved = _solve(fit.regularised(damping), columns).view(-1, len(queries), asked.shape[2])
+    return 2 / (asked.shape[2] * fit.images) * solved.movedim(0, 1)
+
+
 def influence(
     queries: Float[Tensor, "query chan row col"],
     train: Float[Tensor, "train chan row col"],
@@ -248,16 +268,12 @@ def influence(
     Returns:
         The scores of these train images, in float64 on the CPU.
     """
-    weight = fit.readout(damping)
-    asked = residual_products(queries, task, weight)  # [query, dim, chan]
-    columns = asked.movedim(1, 0).flatten(1)  # [dim, query · chan]
-    solved = _solve(fit.regularised(damping), columns).view(-1, len(queries), weight.shape[1])
-    towards = solved.movedim(0, 1).flatten(1)  # [query, dim · chan]
+    weight, towards = fit.readout(damping), directions(queries, task, fit, damping).flatten(1)
     scores = [
         towards @ residual_products(some, task, weight).flatten(1).T
         for some in train.split(max(64, len(queries)))  # about as much memory as for the queries
     ]
-    return 2 / (weight.shape[1] * fit.images) * torch.cat(scores, 1)
+    return torch.cat(scores, 1)
 
 
 def gate_distances(
