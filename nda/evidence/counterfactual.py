@@ -146,15 +146,21 @@ class Design:
         for name in ("curve_arms", "uncoupled_arm"):
             for arm in filter(None, [*_listed(parameters[name])]):
                 check_choice(name, arm, tuple(arms))
+        queries, curve = parameters["removal_queries"], parameters["curve_queries"]
+        rows = draw_queries(parameters["n_gen"], queries)
+        if curve > queries:
+            raise InputError(
+                f"curve_queries must be at most the {queries} removal_queries, not {curve}"
+            )
         return cls(
-            draw_queries(parameters["n_gen"], parameters["removal_queries"]),
+            rows,
             parameters["removal_k"],
             arms,
             parameters["removal_random"],
             parameters["removal_seeds"],
             parameters["curve_ks"],
             parameters["curve_arms"],
-            parameters["curve_queries"],
+            curve,
             parameters["curve_random"],
             parameters["uncoupled_arm"],
         )
