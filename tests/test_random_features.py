@@ -249,6 +249,13 @@ def test_damping_makes_any_second_moment_regular():
     close(scores[:, 0], scores[:, 1])
 
 
+def test_damping_below_rounding_is_refused():
+    train = torch.full((2, 1, 4, 4), 0.25)
+    with pytest.raises(InputError, match="damping is below the rounding"):
+        rfi_scores(train, train, widths=(64,), timesteps=(100,), damping=1e-30)
+    assert rfi_scores(train, train, widths=(64,), timesteps=(100,)).isfinite().all()
+
+
 # ---- the sum over timesteps, and the gate
 
 

@@ -393,7 +393,13 @@ def trapezoid(timesteps: Sequence[int]) -> list[float]:
 
 
 def _solve(matrix: Tensor, right: Tensor) -> Tensor:
-    return torch.cholesky_solve(right, torch.linalg.cholesky(matrix))
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    if failed:  # only by rounding
+        raise InputError(
+            "damping is below the rounding of the images' precision; raise it, for example to 3e-3,"
+            " or pass float64 images"
+        )
+    return torch.cholesky_solve(right, factor)
 
 
 def _checked(
