@@ -3,14 +3,18 @@ choice is changed at a time; `select` subsets and the choosing half of the queri
 plays no part.
 
     NDA_DATA=/path/to/cifar10 python -m nda run --profile small --only 01
-    python benchmarks/random_features.py [--only network] [--ready]
+    python benchmarks/random_features.py [--only networks] [--ready]
+    python benchmarks/random_features.py --gate
+    python benchmarks/random_features.py --ship
     python benchmarks/random_features.py --time 200 2000 50000 --side 8
 
 The first command stores the train images and the validation queries of the profile `small`. The
 second adds one row after another to `data/random_features/`: a killed run goes on by the same
 command, and a setting whose row is there is not computed again. `--ready` prints the rows that are
-there. The third prints seconds per 1,000 train images on made-up images, of the smallest number of
-timesteps that shows them: one.
+there. The third asks what the gate does. The fourth puts what the second and the third have found
+beside the results of `small`, with empty rows for settings that have not been computed. The fifth
+prints seconds per 1,000 train images on made-up images, of the smallest number of timesteps that
+shows them: one.
 """
 
 import argparse
@@ -27,6 +31,7 @@ from torch import Tensor
 
 from nda import rng
 from nda.artefact.notebooks import parameters
+from nda.evidence.bands import bands, slopes
 from nda.evidence.truth import Truth
 from nda.methods import METHODS
 from nda.nonparametric.patches import shared_noise
@@ -52,6 +57,7 @@ SHAPES: dict[str, Callable[[Tensor], Tensor]] = {  # ... and how
     "twice as steep": torch.square,
     "half as steep": torch.sqrt,
 }
+THIRDS = ("nearest", "middle", "farthest")
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "relu": F.relu,
@@ -219,6 +225,19 @@ def changes() -> Iterator[tuple[str, str, Setting]]:
             yield name, shown or "none", replace(Setting(), **{name: value})
 
 
+def row_name(choice: str, value: str) -> str:
+    """Of a file.
+
+    Args:
+        choice: what is changed.
+        value: to what.
+
+    Returns:
+        The name.
+    """
+    return f"{choice} {value}".strip().replace(" ", "-")
+
+
 def distances(kind: str, queries: Tensor, train: Tensor) -> Tensor:
     """What a gate opens on.
 
@@ -335,7 +354,7 @@ class Trial:
         Returns:
             The rows, kept.
         """
-        name = f"{choice} {value}".strip().replace(" ", "-")
+        name = row_name(choice, value)
 
         def make() -> pd.DataFrame:
             kinds: tuple[str, ...] = ("none", "features")
@@ -348,6 +367,78 @@ class Trial:
 
         made: dict[str, Any] = {"parameters": asdict(setting), "inputs": self.inputs}
         return self.store.kept(f"rows/{name}", make, **made)
+
+
+def known(scores: Tensor, factors: Tensor) -> dict[str, Tensor]:
+    """Scores with gates that know less than the gate does, and parts of the scores.
+
+    Args:
+        scores: without a gate.
+        factors: of the gate.
+
+    Returns:
+        Scores by what was done to them; the first two are without and with the gate.
+    """
+    source, thirds = rng.generator("gates"), bands(-factors)  # the gate falls with the distance
+    mixed = torch.rand(factors.shape, generator=source).argsort(1)
+    strangers = torch.randperm(len(factors), generator=source)
+    common = scores.mean(0, keepdim=True)
+    found = {"no gate": torch.ones_like(scores), "the gate": factors}
+    found["shuffled among the train images"] = factors.gather(1, mixed)
+    found["that of another query"] = factors[strangers]
+    found["its mean over the queries"] = factors.mean(0, keepdim=True)
+    found |= {f"{name} third alone": 1.0 * (thirds == i) for i, name in enumerate(THIRDS)}
+    found = {name: scores * by for name, by in found.items()}
+    found["on what queries share, alone"] = scores + (factors - 1) * common
+    found["on all but what they share"] = common + factors * (scores - common)
+    return found
+
+
+def explain(trial: Trial) -> dict[str, pd.DataFrame]:
+    """What the gate does: scores with other gates, and how much of the scores of each third of the
+    train images comes true. A gate of three factors, those of the other kind of queries, is tried,
+    too.
+
+    Args:
+        trial: images and truths.
+
+    Returns:
+        LDS in percent, gains over no gate (`gate`); slopes (`thirds`).
+    """
+    found, gates = trial.scores("as-it-is", Setting()), trial.gates("features")
+    near = {which: bands(-factors) for which, factors in gates.items()}
+    true = {w: slopes(truth, found[w], near[w]) for w, truth in trial.truths.items()}
+    rows, thirds = [], []
+    for which, other in zip(WHICH, WHICH[::-1], strict=True):
+        truth, step = trial.truths[which], torch.tensor(true[other]["slope"].to_numpy())
+        tried = known(found[which], gates[which])
+        tried["slopes of the other queries"] = found[which] * step[near[which]]
+        for kind, judge in {"plain": truth, "centred": truth.centred()}.items():
+            table = judge.summary(tried, reference="no gate").rename(columns={"method": "scores"})
+            rows.append(table.round(2).assign(queries=which, kind=kind))
+        factors = [gates[which][truth.rows][near[which][truth.rows] == i].mean() for i in range(3)]
+        thirds.append(true[which].assign(queries=which, gate=[f.item() for f in factors]))
+    return {"gate": pd.concat(rows), "thirds": pd.concat(thirds).assign(band=[*THIRDS] * 2)}
+
+
+def ship(trial: Trial) -> None:
+    """Put what is ready beside the results of `small`.
+
+    Args:
+        trial: images, truths and rows.
+    """
+    results = Store.shipped("small")
+    losses = [f"losses/select-{which}" for which in WHICH]
+    made: dict[str, Any] = {"inputs": trial.inputs | results.sha256("masks/select", *losses)}
+    rows = []
+    for choice, value, setting in changes():
+        empty = pd.DataFrame({"choice": choice, "value": value or "-"}, index=[0])
+        name = f"rows/{row_name(choice, value)}"
+        rows.append(trial.store.load(name) if name in trial.store else empty)
+    made["parameters"] = asdict(Setting())
+    results.save("ablations/beyond", pd.concat(rows), **made)
+    for name in ("gate", "thirds"):
+        results.save(f"beyond/{name}", trial.store.load(name), **made)
 
 
 def clock(counts: Sequence[int], side: int) -> None:
@@ -376,6 +467,8 @@ def main() -> None:
     )
     parser.add_argument("--only", help="a choice, such as damping")
     parser.add_argument("--ready", action="store_true", help="print the rows that are there")
+    parser.add_argument("--gate", action="store_true", help="ask what the gate does")
+    parser.add_argument("--ship", action="store_true", help="put what is ready among the results")
     parser.add_argument("--time", type=int, nargs="+", help="numbers of train images")
     parser.add_argument("--side", type=int, default=16, help="of timed images, in pixels")
     options = parser.parse_args()
@@ -389,6 +482,13 @@ def main() -> None:
         print(pd.concat(rows).to_string(index=False) if rows else "no row yet")
         return
     trial = Trial(store)
+    if options.gate:
+        for name, table in explain(trial).items():
+            store.save(name, table, parameters=asdict(Setting()), inputs=trial.inputs)
+            print(table.to_string(index=False))
+        return
+    if options.ship:
+        return ship(trial)
     for choice, value, setting in changes():
         if options.only in (None, choice):
             print(trial.table(choice, value, setting).to_string(index=False), flush=True)
