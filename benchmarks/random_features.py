@@ -431,7 +431,7 @@ def ship(trial: Trial) -> None:
     losses = [f"losses/select-{which}" for which in WHICH]
     made: dict[str, Any] = {"inputs": trial.inputs | results.sha256("masks/select", *losses)}
     rows = []
-    for choice, value, setting in changes():
+    for choice, value, _ in changes():
         empty = pd.DataFrame({"choice": choice, "value": value or "-"}, index=[0])
         name = f"rows/{row_name(choice, value)}"
         rows.append(trial.store.load(name) if name in trial.store else empty)
