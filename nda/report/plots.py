@@ -365,7 +365,8 @@ def slopes(rows: pd.DataFrame) -> Figure:
         panel.plot(found.index - 0.08, found["slope"], "o", color=true, label="comes true")
         panel.plot(found.index + 0.08, found["gate"], "D", color=opened, label="factor of the gate")
         panel.set_xticks(found.index, found["band"])
-        panel.set(title=f"{kind} queries", xlabel="third of the train images", xlim=(-0.5, 2.5))
+        panel.set(xlabel="third of the train images", xlim=(-0.5, len(found) - 0.5))
+        panel.set_title(f"{kind} queries", fontsize=10)
     axes[0, 0].set_ylabel("true by predicted effect")
     axes[0, -1].legend(fontsize=8)
     return figure
