@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from nda.errors import InputError
+from nda.nonparametric.config import NDAConfig
 from nda.nonparametric.patches import Posterior, Windows, noised, patch_posterior
 from nda.schedule import sigma, signal
 
@@ -103,6 +105,42 @@ def used_pixels(
     logits = _logits(query, train[image], windows, options, everywhere)
     masses = (logits - posterior.log_total[0, :, None]).exp()  # [query position, image position]
     return masses.sum(0).unflatten(0, windows.grid).to(train.dtype)
+
+
+def pixel_masses(
+    queries: Float[Tensor, "query chan row col"],
+    train: Float[Tensor, "train chan row col"],
+    config: NDAConfig,
+) -> Float[Tensor, "query row col train"]:
+    """Who explains each pixel of the queries, in the mean over timesteps, scales and noise that
+    `config` says; nothing is cut to a top k.
+
+    Args:
+        queries: pixels in [-1, 1].
+        train: pixels in [-1, 1], of the queries' dtype and device.
+        config: of the scores that these maps explain. With `top_k=None` and odd windows the mean of
+            a map over its pixels is the score.
+
+    Returns:
+        Masses that sum to 1 over the train images. An even window has its middle between pixels,
+        and a pixel then has the mean of the windows beside it.
+
+    Raises:
+        InputError: as `nda.nonparametric.patches.patch_posterior` does.
+    """
+    bank = torch.cat([train, train.flip(-1)]) if config.flips else train
+    total = train.new_zeros(len(queries), *train.shape[2:], len(train))
+    for term in config.terms():
+        options = config.options(queries, term) | {"top_k": None}
+        masses = patch_posterior(queries, bank, **options).masses
+        both = torch.stack(masses.split(len(train), dim=2)).sum(0)  # [query, position, train]
+        lost = 1 - term.scale.patch % 2
+        grid = [side - lost for side in train.shape[2:]]
+        maps = both.mT.unflatten(2, grid)
+        if lost:
+            maps = F.avg_pool2d(F.pad(maps, [1] * 4, mode="replicate"), 2, stride=1)
+        total += term.weight * maps.movedim(1, 3)
+    return total
 
 
 def _posterior(query: Tensor, train: Tensor, options: dict[str, Any]) -> tuple[Windows, Posterior]:
