@@ -51,6 +51,7 @@ def plant(
     train: Float[Tensor, "train chan row col"],
     held_out: Float[Tensor, "held_out chan row col"],
     count: int,
+    seed: int = 0,
 ) -> list[Planted]:
     """All cases. Everything is drawn by name, and the first queries of a kind are the same however
     many there are.
@@ -59,6 +60,7 @@ def plant(
         train: pixels in [-1, 1].
         held_out: other images of the same shape: hosts of the transplants, and strangers.
         count: queries of each kind; strangers are all of `held_out`.
+        seed: names the draws.
 
     Returns:
         One entry for every kind.
@@ -86,10 +88,10 @@ def plant(
         )
     squares = [(round(side * s / 16), moved) for s in SIDES for moved in (False, True)]
     return [
-        *(copies(train, count, kind) for kind in CHANGES),
-        *(transplants(train, held_out, count, *square) for square in squares),
-        mosaics(train, count),
-        ideal_samples(train, count),
+        *(copies(train, count, kind, seed) for kind in CHANGES),
+        *(transplants(train, held_out, count, *square, seed) for square in squares),
+        mosaics(train, count, seed),
+        ideal_samples(train, count, seed),
         _planted("strangers", "held out", held_out, NOBODY, held_out.new_empty(len(held_out), 0)),
     ]
 
@@ -137,20 +139,24 @@ CHANGES: dict[str, Callable[[Tensor, Generator], Tensor]] = {
 }
 
 
-def copies(train: Float[Tensor, "train chan row col"], count: int, kind: str) -> Planted:
+def copies(
+    train: Float[Tensor, "train chan row col"], count: int, kind: str, seed: int = 0
+) -> Planted:
     """Train images, changed.
 
     Args:
         train: pixels in [-1, 1].
         count: of queries.
         kind: one of `CHANGES`.
+        seed: names the draws.
 
     Returns:
         The queries; the pixels that a shift repeats are nobody's.
     """
-    sources = _drawn("copies", len(train), count)
+    sources = _drawn("copies", len(train), count, seed)
     made = [
-        CHANGES[kind](train[n], rng.generator("planted", kind, i)) for i, n in enumerate(sources)
+        CHANGES[kind](train[n], rng.generator("planted", kind, i, seed))
+        for i, n in enumerate(sources)
     ]
     owner = torch.tensor(sources)[:, None, None].repeat(1, *train.shape[2:])
     if kind.startswith("shifted"):
@@ -168,6 +174,7 @@ def transplants(
     count: int,
     side: int,
     moved: bool,
+    seed: int = 0,
 ) -> Planted:
     """Held-out images with a square of one train image pasted in.
 
@@ -180,16 +187,17 @@ def transplants(
         count: of queries.
         side: of the square, in pixels.
         moved: whether it is pasted anywhere, and not where it was.
+        seed: names the draws.
 
     Returns:
         The queries.
     """
-    sources = _drawn("transplants", len(train), count)
-    hosts = _drawn("hosts", len(held_out), count)
+    sources = _drawn("transplants", len(train), count, seed)
+    hosts = _drawn("hosts", len(held_out), count, seed)
     queries = held_out[hosts].clone()
     owner = torch.full((count, *train.shape[2:]), NOBODY)
     for i, n in enumerate(sources):
-        draw = rng.generator("planted", "transplants", side, i)
+        draw = rng.generator("planted", "transplants", side, i, seed)
         squares = train[n].unfold(1, side, 1).unfold(2, side, 1)  # [chan, row, col, side, side]
         spread = squares.var((3, 4), correction=0).sum(0)
         busiest = spread.flatten().argsort(descending=True, stable=True)[: -(-spread.numel() // 2)]
@@ -204,17 +212,18 @@ def transplants(
     return _planted("transplants", kind, queries, owner, torch.tensor(sources)[:, None])
 
 
-def mosaics(train: Float[Tensor, "train chan row col"], count: int) -> Planted:
+def mosaics(train: Float[Tensor, "train chan row col"], count: int, seed: int = 0) -> Planted:
     """The four quadrants of four train images, each in its place.
 
     Args:
         train: pixels in [-1, 1], at least four.
         count: of queries.
+        seed: names the draws.
 
     Returns:
         The queries.
     """
-    sources = torch.tensor(_drawn("mosaics", len(train), 4 * count)).view(count, 4)
+    sources = torch.tensor(_drawn("mosaics", len(train), 4 * count, seed)).view(count, 4)
     rows, cols = train.shape[2:]
     place = 2 * (torch.arange(rows) >= rows // 2)[:, None] + (torch.arange(cols) >= cols // 2)
     owner = sources[:, place]
@@ -230,9 +239,7 @@ def _from_owners(train: Tensor, owner: Int[Tensor, "query row col"]) -> Tensor:
 # ---- ideal samples
 
 
-def ideal_samples(
-    train: Float[Tensor, "train chan row col"], count: int, steps: dict[int, int] = IDEAL
-) -> Planted:
+def ideal_samples(train: Float[Tensor, "train chan row col"], count: int, seed: int = 0) -> Planted:
     """Images that the patch posterior itself has drawn. From noise to an image: at every timestep
     each pixel draws a train patch by its posterior mass and takes the pixel in its middle; then
     noise is added for the next timestep. The draws of the last step are the known sources.
@@ -242,22 +249,22 @@ def ideal_samples(
     Args:
         train: pixels in [-1, 1].
         count: of queries.
-        steps: timesteps, falling, and sides of windows in sixteenths of the image's side.
+        seed: names the draws.
 
     Returns:
         The queries. Their answer is the train image with the most pixels.
     """
-    made = [_ideal(train, rng.generator("planted", "ideal", i), steps) for i in range(count)]
+    made = [_ideal(train, rng.generator("planted", "ideal", i, seed)) for i in range(count)]
     queries, owner, known = (torch.stack(parts) for parts in zip(*made, strict=True))
     most = torch.stack([F.one_hot(o.flatten(), len(train)).sum(0).argmax() for o in owner])
     return _planted("ideal samples", "drawn by pixel", queries, owner, most[:, None], known)
 
 
-def _ideal(train: Tensor, draw: Generator, steps: dict[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+def _ideal(train: Tensor, draw: Generator) -> tuple[Tensor, Tensor, Tensor]:
     """One image, its owners, and the masses that they had."""
     shape, side = train.shape[2:], min(train.shape[2:])
     image = torch.zeros_like(train[0])
-    for timestep, sixteenths in steps.items():
+    for timestep, sixteenths in IDEAL.items():
         windows = Windows(*shape, 2 * (side * sixteenths // 32) + 1)
         noise = torch.randn(image.shape, generator=draw).to(image)
         options = {"timestep": timestep, "patch": windows.patch, "noise": noise}
@@ -278,23 +285,25 @@ def _drawn_pixels(
     draw: Generator,
 ) -> Float[Tensor, "chan position"]:
     """For every position a patch of its owner, drawn by its mass; the pixel in its middle."""
-    kinds, own, found = windows.kinds(), windows.take(noisy[None])[0], []
-    for some in torch.arange(windows.positions).split(32):
-        bank = windows.take(signal(timestep) * train[owner[some]])  # [some, position, dim]
-        distance = (bank - own[some, None]).square().sum(2).cpu()
-        meet = kinds[some, None] == kinds
-        logits = torch.where(meet, -distance / (2 * sigma(timestep) ** 2), -torch.inf)
-        at = torch.multinomial(logits.softmax(1), 1, generator=draw)
-        found.append(train[owner[some]].flatten(2)[torch.arange(len(some)), :, at[:, 0]])
-    return torch.cat(found).T
+    kinds, own = windows.kinds(), windows.take(noisy[None])[0]
+    found = train.new_empty(len(noisy), windows.positions)
+    for n in owner.unique().tolist():
+        here = (owner == n).nonzero()[:, 0]
+        bank = windows.take(signal(timestep) * train[[n]])[0]
+        squares = torch.cdist(own[here], bank).square().cpu()
+        meet = kinds[here, None] == kinds
+        logits = torch.where(meet, -squares / (2 * sigma(timestep) ** 2), -torch.inf)
+        at = torch.multinomial(logits.softmax(1), 1, generator=draw)[:, 0]
+        found[:, here] = train[n].flatten(1)[:, at]
+    return found
 
 
 # ---- what they share
 
 
-def _drawn(case: str, n: int, count: int) -> list[int]:
+def _drawn(case: str, n: int, count: int, seed: int) -> list[int]:
     """Numbers below `n` in a random order, again from the first if there are not enough."""
-    order = torch.randperm(n, generator=rng.generator("planted", case, n))
+    order = torch.randperm(n, generator=rng.generator("planted", case, n, seed))
     return order[torch.arange(count) % n].tolist()
 
 
