@@ -1,4 +1,4 @@
-"""Known answers: what any method says about queries that are made of train images."""
+"""Known answers: what any method says about queries that are made of train images (`plants`)."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -20,7 +21,8 @@ Scorer = Callable[[Tensor, Tensor], Tensor]  # (queries, train) -> scores[query,
 Mapper = Callable[[Tensor, Tensor], Tensor]  # (queries, train) -> masses[query, row, col, train]
 DATA_ONLY = (NOTHING, IMAGES, EFFICIENTNET, CLIP)
 THRESHOLDS = (0.25, 0.5, 0.75)  # of a pixel's mass, above which it counts for an image
-MAPPED = ("transplants", "mosaics")  # cases in which an image owns a part of the query
+MAPPED = ("transplants", "mosaics", "ideal samples")  # cases in which images own parts of a query
+FLAT = 0.1  # range of the pixels of a window, in [-1, 1], below which nothing is drawn in it
 LEVEL = 0.95  # of the strangers whose largest share is below that of a verdict
 
 
@@ -73,7 +75,7 @@ def suite(
     verdict = largest_share(gathered(torch.cat(strangers), copies, "amax")).quantile(LEVEL)
     rows = []
     for one, values in zip(asked, by_kind, strict=True):
-        mapped = maps and one.case != "strangers"
+        mapped = maps is not None and one.case in MAPPED
         masses = maps(one.queries, train).cpu().double() if maps and mapped else None
         rows.append(figures(one, values, copies, masses, verdict.item()))
     return pd.DataFrame(rows)
@@ -215,16 +217,41 @@ def figures(
         own = maps.gather(3, copies[asked.owner.clamp_min(0)][..., None])[..., 0]
         row |= {"share": 100 * own[owned].mean().item()}
         row |= {"known": 100 * asked.known[owned].mean().item()}
-    if masses is not None and asked.case in MAPPED:
+    if masses is not None and asked.case != "ideal samples":  # they have no parts, only pixels
         found = {at: _overlap(maps, copies, asked, at) for at in THRESHOLDS}
         row["threshold"] = max(found, key=lambda at: found[at])
         row["iou"] = 100 * found[row["threshold"]]
     return row
 
 
+def by_place(
+    asked: Planted, masses: Float[Tensor, "query row col train"], patch: int
+) -> dict[str, float]:
+    """Where the owners' masses are, to see why some are lost.
+
+    Args:
+        asked: the queries.
+        masses: of windows of one side, as `pixel_masses` gives them.
+        patch: that side, odd.
+
+    Returns:
+        Mean mass of the owner, in percent, at pixels whose window is all of one owner and has
+        something drawn in it (`inside`), or is flat (`inside, flat`), and at those whose window
+        reaches across an edge (`at the edge`).
+    """
+    owner, half = asked.owner[:, None].double(), patch // 2
+    pool = partial(F.max_pool2d, kernel_size=patch, stride=1, padding=half)
+    inside = (pool(owner) == -pool(-owner))[:, 0]
+    pixels = asked.queries.cpu().double()
+    flat = (pool(pixels) + pool(-pixels)).amax(1) < FLAT
+    own = masses.cpu().double().gather(3, asked.owner.clamp_min(0)[..., None])[..., 0]
+    owned = asked.owner != NOBODY
+    places = {"inside": inside & ~flat, "inside, flat": inside & flat, "at the edge": ~inside}
+    return {name: 100 * own[owned & where].mean().item() for name, where in places.items()}
+
+
 def _places(scores: Tensor, answer: Tensor, *, among: bool) -> Float[Tensor, "query picture"]:
-    """The rank of every answer among all pictures, or among those that are no answers; infinite
-    elsewhere."""
+    """Ranks of the answers, among all pictures or all that are no answers; infinite elsewhere."""
     rivals = torch.ones_like(answer) if among else ~answer
     ranks = torch.full_like(scores, torch.inf)
     for query, column in answer.nonzero().tolist():

@@ -148,24 +148,31 @@ def pixel_masses(
 
 
 def local_scores(
-    masses: Float[Tensor, "query row col train"], side: int
+    queries: Float[Tensor, "query chan row col"],
+    train: Float[Tensor, "train chan row col"],
+    config: NDAConfig,
+    *,
+    side: int,
 ) -> Float[Tensor, "query train"]:
-    """Where each train image explains most: its largest mean mass in any square of a query. A score
-    is the mean over the whole query, in which a small part counts for little.
+    """Where each train image explains most: its largest mean mass in any square of a query. The
+    scores of NDA are means over the whole query, in which a small part counts for little.
 
     Args:
-        masses: of `pixel_masses`.
+        queries: pixels in [-1, 1].
+        train: pixels in [-1, 1], of the queries' dtype and device.
+        config: as of `pixel_masses`.
         side: of the square, in pixels.
 
     Returns:
         Scores between 0 and 1.
 
     Raises:
-        InputError: for a square that the maps have not.
+        InputError: for a square that the queries have not, or as `pixel_masses` does.
     """
-    if not 1 <= side <= min(masses.shape[1:3]):
-        raise InputError(f"side must be from 1 to {min(masses.shape[1:3])} pixels, not {side!r}")
-    return F.avg_pool2d(masses.movedim(3, 1), side, stride=1).amax((2, 3))
+    if not 1 <= side <= min(queries.shape[2:]):
+        raise InputError(f"side must be from 1 to {min(queries.shape[2:])} pixels, not {side!r}")
+    maps = (pixel_masses(query[None], train, config).movedim(3, 1) for query in queries)
+    return torch.cat([F.avg_pool2d(one, side, stride=1).amax((2, 3)) for one in maps])
 
 
 def _on_pixels(
