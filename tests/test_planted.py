@@ -75,17 +75,17 @@ def test_copies_are_what_they_are_called(chan):
     assert torch.equal(made["brighter"].queries, (source + 0.2).clamp(-1, 1))
     noise = (made["noisy"].queries - source)[source.abs() < 0.5]
     assert 0.08 < noise.std() < 0.12
-    assert 0 < (made["JPEG"].queries - source).abs().mean() < 0.1
+    assert 0 < (made["JPEG"].queries - source).abs().mean() < 0.1 * chan
     levels = (made["JPEG"].queries + 1) * 127.5
     torch.testing.assert_close(levels, levels.round(), rtol=0, atol=1e-3)
     inner = F.interpolate(source[..., 1:-1, 1:-1], (8, 8), mode="bilinear", antialias=True)
     torch.testing.assert_close(made["cropped, resized"].queries, inner)
 
 
-@pytest.mark.parametrize("side", [2, 3, 4])
+@pytest.mark.parametrize(("part", "side"), [("1/4", 2), ("3/8", 3), ("1/2", 4)])
 @pytest.mark.parametrize("moved", [False, True])
-def test_transplants_have_the_square_and_the_host(side, moved):
-    one = plants.transplants(TRAIN, HELD_OUT, COUNT, side, moved)
+def test_transplants_have_the_square_and_the_host(part, side, moved):
+    one = plants.transplants(TRAIN, HELD_OUT, COUNT, part, moved)
     for query, owner, (n,) in zip(one.queries, one.owner, one.answers.tolist(), strict=True):
         mine = owner == n
         assert mine.sum() == side**2 and (owner[~mine] == NOBODY).all()
@@ -103,7 +103,9 @@ def test_transplants_have_the_square_and_the_host(side, moved):
 
 
 def test_a_moved_square_is_the_same_square():
-    here, there = (plants.transplants(TRAIN, HELD_OUT, COUNT, 3, moved) for moved in (False, True))
+    here, there = (
+        plants.transplants(TRAIN, HELD_OUT, COUNT, "3/8", moved) for moved in (False, True)
+    )
     pairs = [one.queries.movedim(1, 3)[one.owner != NOBODY] for one in (here, there)]
     assert torch.equal(*pairs) and not torch.equal(here.owner, there.owner)
 
@@ -111,7 +113,7 @@ def test_a_moved_square_is_the_same_square():
 def test_a_square_is_not_cut_from_where_nothing_is_drawn():
     train = torch.full((4, 1, 16, 16), -1.0)
     train[:, :, 4:12, 4:12] = blobs(4, "inner")
-    one = plants.transplants(train, train, 20, 4, True)
+    one = plants.transplants(train, train, 20, "1/4", True)
     squares = one.queries.movedim(1, 3)[one.owner != NOBODY].view(20, -1)
     assert (squares.std(1) > 0).all()
 
@@ -179,7 +181,7 @@ def test_equal_scores_help_nobody():
     assert row["rank"] == (N + 1) / 2
 
 
-@pytest.mark.parametrize("kind", ["3 of 8 px, moved", "four quadrants"])
+@pytest.mark.parametrize("kind", ["3/8 of the side, moved", "four quadrants"])
 def test_iou_is_what_counting_says(kind):
     one = BY_KIND[kind]
     masses = torch.rand(COUNT, 8, 8, N, generator=rng.generator("iou"), dtype=torch.float64)
@@ -223,13 +225,13 @@ def test_the_order_of_the_train_images_does_not_matter():
     before = planted.suite(scores, TRAIN, HELD_OUT, planted=ALL)
     moved = [replace(one, owner=place[one.owner], answers=place[one.answers]) for one in ALL]
     after = planted.suite(scores, TRAIN[order], HELD_OUT, planted=moved)
-    for column in before.columns:
+    for column in before.columns.drop(["case", "kind"]):
         values = before[column].tolist(), after[column].tolist()
         assert values[0] == pytest.approx(values[1], rel=1e-4, nan_ok=True)
 
 
 def test_by_place_counts_windows():
-    one = plants.transplants(TRAIN, HELD_OUT, COUNT, 4, False)
+    one = plants.transplants(TRAIN, HELD_OUT, COUNT, "1/2", False)
     masses = oracle(one)[1]
     sure = planted.by_place(one, masses, 3)
     assert sure["inside"] == sure["at the edge"] == 100

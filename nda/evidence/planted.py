@@ -75,8 +75,8 @@ def suite(
     verdict = largest_share(gathered(torch.cat(strangers), copies, "amax")).quantile(LEVEL)
     rows = []
     for one, values in zip(asked, by_kind, strict=True):
-        mapped = maps is not None and one.case in MAPPED
-        masses = maps(one.queries, train).cpu().double() if maps and mapped else None
+        shown = maps if one.case in MAPPED else None
+        masses = shown and shown(one.queries, train).cpu().double()
         rows.append(figures(one, values, copies, masses, verdict.item()))
     return pd.DataFrame(rows)
 

@@ -17,7 +17,7 @@ from nda.nonparametric.patches import Windows, patch_posterior
 from nda.schedule import sigma, signal
 
 NOBODY = -1  # owns the pixels that are no train image's
-SIDES = (4, 6, 8)  # of a transplanted square, in sixteenths of the image's side
+SIDES = {"1/4": 4, "3/8": 6, "1/2": 8}  # of a transplanted square, in sixteenths of the image's
 # The steps of an ideal sample, timestep: side of the window, in sixteenths of the image's side
 IDEAL = {900: 11, 700: 9, 500: 7, 300: 5, 100: 3, 20: 3}
 JPEG_QUALITY = 50
@@ -86,7 +86,7 @@ def plant(
             f"train must be at least 8 px wide and high for the smallest square, not {side}; load"
             " the images at a larger size"
         )
-    squares = [(round(side * s / 16), moved) for s in SIDES for moved in (False, True)]
+    squares = [(part, moved) for part in SIDES for moved in (False, True)]
     return [
         *(copies(train, count, kind, seed) for kind in CHANGES),
         *(transplants(train, held_out, count, *square, seed) for square in squares),
@@ -172,7 +172,7 @@ def transplants(
     train: Float[Tensor, "train chan row col"],
     held_out: Float[Tensor, "held_out chan row col"],
     count: int,
-    side: int,
+    part: str,
     moved: bool,
     seed: int = 0,
 ) -> Planted:
@@ -185,13 +185,14 @@ def transplants(
         train: pixels in [-1, 1].
         held_out: the hosts.
         count: of queries.
-        side: of the square, in pixels.
+        part: of the image's side that the square's side is, one of `SIDES`.
         moved: whether it is pasted anywhere, and not where it was.
         seed: names the draws.
 
     Returns:
         The queries.
     """
+    side = round(min(train.shape[2:]) * SIDES[part] / 16)
     sources = _drawn("transplants", len(train), count, seed)
     hosts = _drawn("hosts", len(held_out), count, seed)
     queries = held_out[hosts].clone()
@@ -208,7 +209,7 @@ def transplants(
         (r, c), (row, col) = at, to if moved else at
         queries[i, :, row : row + side, col : col + side] = squares[:, r, c]
         owner[i, row : row + side, col : col + side] = n
-    kind = f"{side} of {min(train.shape[2:])} px" + ", moved" * moved
+    kind = f"{part} of the side" + ", moved" * moved
     return _planted("transplants", kind, queries, owner, torch.tensor(sources)[:, None])
 
 

@@ -207,5 +207,22 @@ def say_settings(rows: pd.DataFrame) -> None:
     say(**said)
 
 
+def say_known(rows: pd.DataFrame, ending: str = "") -> None:
+    """Give a table of known answers to the sentences of the book.
+
+    For NDA as scored on exact copies the names start with `nda_as_scored_exact`: for example
+    `nda_as_scored_exact_recall_1`.
+
+    Args:
+        rows: of `nda.evidence.planted.suite`, with columns method and reading.
+        ending: of all names, for a second table.
+    """
+    said: dict[str, Any] = {}
+    for row in rows.to_dict("records"):
+        stem = _slug(" ".join(row.pop(name) for name in ("method", "reading", "kind")))
+        said |= {f"{stem}_{name}{ending}": value for name, value in row.items() if name != "case"}
+    say(**said)
+
+
 def _slug(name: Any) -> str:
     return re.sub(r"\W+", "_", str(name).lower()).strip("_")
