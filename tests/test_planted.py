@@ -234,10 +234,18 @@ def test_by_place_counts_windows():
     one = plants.transplants(TRAIN, HELD_OUT, COUNT, "1/2", False)
     masses = oracle(one)[1]
     sure = planted.by_place(one, masses, 3)
-    assert sure["inside"] == sure["at the edge"] == 100
+    assert sure["inside"] == sure["edge"] == 100
     half = pixel_masses(one.queries, TRAIN, NDAConfig.single({5: 3}))
     found = planted.by_place(one, half, 3)
-    assert found["inside"] > 80 > found["at the edge"]  # a window across the edge is of nobody
+    assert found["inside"] > 80 > found["edge"]  # a window across the edge is of nobody
+
+
+def test_what_is_explained_is_what_its_parts_say():
+    one, config = BY_KIND["1/2 of the side"], NDAConfig.single({25: 3}, top_k=None)
+    found = planted.explain(one, TRAIN, config, side=2)
+    masses = pixel_masses(one.queries, TRAIN, config)
+    assert found.items() >= planted.by_place(one, masses, 3).items()
+    assert found["mean"] == found["best"] == 100  # smooth images, a large square
 
 
 # ---- methods

@@ -14,7 +14,7 @@ from nda.errors import InputError
 from nda.evidence.plants import NOBODY, Planted, plant
 from nda.methods import CLIP, EFFICIENTNET, IMAGES, NOTHING, Method
 from nda.nonparametric.config import NDAConfig
-from nda.nonparametric.provenance import pixel_masses
+from nda.nonparametric.provenance import local_scores, pixel_masses
 from nda.rivals.bench import Bench
 
 Scorer = Callable[[Tensor, Tensor], Tensor]  # (queries, train) -> scores[query, train]
@@ -224,6 +224,33 @@ def figures(
     return row
 
 
+def explain(
+    asked: Planted, train: Float[Tensor, "train chan row col"], config: NDAConfig, side: int
+) -> dict[str, float]:
+    """What one posterior sees of planted queries, to tell why a method that averages over many
+    misses them.
+
+    Args:
+        asked: the queries.
+        train: pixels in [-1, 1].
+        config: of one timestep and one window of odd side.
+        side: of the square of `nda.nonparametric.provenance.local_scores`.
+
+    Returns:
+        In percent: recall@1 by the `mean` of the masses over the query and by their `best` place,
+        and what `by_place` says.
+    """
+    masses, copies = pixel_masses(asked.queries, train, config), twins(train)
+    best = local_scores(asked.queries, train, config, side=side)
+    readings = {"mean": masses.mean((1, 2)), "best": best}
+    recall = {
+        name: figures(asked, scores.cpu().double(), copies, None, 0.0)["recall_1"]
+        for name, scores in readings.items()
+    }
+    (term,) = config.terms()
+    return recall | by_place(asked, masses, term.scale.patch)
+
+
 def by_place(
     asked: Planted, masses: Float[Tensor, "query row col train"], patch: int
 ) -> dict[str, float]:
@@ -236,8 +263,8 @@ def by_place(
 
     Returns:
         Mean mass of the owner, in percent, at pixels whose window is all of one owner and has
-        something drawn in it (`inside`), or is flat (`inside, flat`), and at those whose window
-        reaches across an edge (`at the edge`).
+        something drawn in it (`inside`), or is `flat`, and at those whose window reaches across an
+        `edge`. NaN where there are none.
     """
     owner, half = asked.owner[:, None].double(), patch // 2
     pool = partial(F.max_pool2d, kernel_size=patch, stride=1, padding=half)
@@ -246,7 +273,7 @@ def by_place(
     flat = (pool(pixels) + pool(-pixels)).amax(1) < FLAT
     own = masses.cpu().double().gather(3, asked.owner.clamp_min(0)[..., None])[..., 0]
     owned = asked.owner != NOBODY
-    places = {"inside": inside & ~flat, "inside, flat": inside & flat, "at the edge": ~inside}
+    places = {"inside": inside & ~flat, "flat": inside & flat, "edge": ~inside}
     return {name: 100 * own[owned & where].mean().item() for name, where in places.items()}
 
 

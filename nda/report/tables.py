@@ -104,3 +104,36 @@ def differences(
         .rename_axis(None)
         .fillna("not run")
     )
+
+
+def known_answers(
+    tables: Mapping[str, pd.DataFrame],
+    cases: Sequence[str],
+    columns: Mapping[str, str],
+    readings: Sequence[str] = ("as scored",),
+) -> pd.DataFrame:
+    """Tables of `nda.evidence.planted.suite` for a reader: one block of rows per table, the methods
+    down, the kinds of queries across. Methods without any of the figures are left out.
+
+    Args:
+        tables: by the title of their block, with columns method and reading.
+        cases: that are shown.
+        columns: figures that are shown, with what they are called.
+        readings: of the methods; if there are several, they are named.
+
+    Returns:
+        The table.
+    """
+    blocks = {}
+    for title, rows in tables.items():
+        rows = rows[rows["case"].isin(cases) & rows["reading"].isin(readings)]
+        rows = rows.dropna(subset=list(columns), how="all").rename(columns=columns)
+        names = rows["method"].map(lambda key: METHODS[key].label)
+        if len(readings) > 1:
+            names += ", " + rows["reading"]
+        index = rows.assign(method=names).set_index(["method", "kind"])
+        blocks[title] = index[list(columns.values())].unstack(sort=False)
+    both = pd.concat(blocks)
+    if len(columns) == 1:
+        both = both.droplevel(0, axis=1)
+    return both.rename_axis([None, None]).rename_axis(columns=[None] * both.columns.nlevels)
