@@ -113,7 +113,7 @@ def known_answers(
     readings: Sequence[str] = ("as scored",),
 ) -> pd.DataFrame:
     """Tables of `nda.evidence.planted.suite` for a reader: one block of rows per table, the methods
-    down, the kinds of queries across. Methods without any of the figures are left out.
+    down, the kinds of queries across. What lacks a figure, for want of maps, is left out.
 
     Args:
         tables: by the title of their block, with columns method and reading.
@@ -127,7 +127,7 @@ def known_answers(
     blocks = {}
     for title, rows in tables.items():
         rows = rows[rows["case"].isin(cases) & rows["reading"].isin(readings)]
-        rows = rows.dropna(subset=list(columns), how="all").rename(columns=columns)
+        rows = rows.dropna(subset=list(columns)).rename(columns=columns)
         names = rows["method"].map(lambda key: METHODS[key].label)
         if len(readings) > 1:
             names += ", " + rows["reading"]
