@@ -153,9 +153,10 @@ def test_known_answers_have_methods_down_and_kinds_across():
     one = known_answers(tables, ["copies"], {"recall_1": "recall@1, %"})
     assert list(one) == ["exact", "mirrored"]  # in the order of the rows, methods too
     assert list(one.index) == [("digits", "Random (null)"), ("digits", "NDA, single scale")]
-    assert one.to_numpy().tolist() == [[10, 5], [100, 90]]
+    assert one.to_numpy().tolist() == [["10", "5"], ["100", "90"]]
     two = {"recall_1": "recall@1, %", "iou": "IoU, %"}
     many = known_answers(tables, ["copies"], two, ("as scored", "local"))
     names = ["NDA, single scale, as scored", "NDA, single scale, local"]
     assert list(many.index) == [("digits", name) for name in names]
-    assert many[("IoU, %", "exact")].tolist() == [60, 80]
+    assert many[("IoU, %", "exact")].tolist() == ["60", "80"]
+    assert many[("IoU, %", "mirrored")].tolist() == ["50", ""]

@@ -111,6 +111,8 @@ def known_answers(
     cases: Sequence[str],
     columns: Mapping[str, str],
     readings: Sequence[str] = ("as scored",),
+    *,
+    digits: int = 0,
 ) -> pd.DataFrame:
     """Tables of `nda.evidence.planted.suite` for a reader: one block of rows per table, the methods
     down, the kinds of queries across. What lacks a figure, for want of maps, is left out.
@@ -120,6 +122,7 @@ def known_answers(
         cases: that are shown.
         columns: figures that are shown, with what they are called.
         readings: of the methods; if there are several, they are named.
+        digits: after the point.
 
     Returns:
         The table.
@@ -133,7 +136,7 @@ def known_answers(
             names += ", " + rows["reading"]
         index = rows.assign(method=names).set_index(["method", "kind"])
         blocks[title] = index[list(columns.values())].unstack(sort=False)
-    both = pd.concat(blocks)
+    both = pd.concat(blocks).map(f"{{:.{digits}f}}".format).replace("nan", "")
     if len(columns) == 1:
         both = both.droplevel(0, axis=1)
     return both.rename_axis([None, None]).rename_axis(columns=[None] * both.columns.nlevels)
