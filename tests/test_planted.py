@@ -246,7 +246,10 @@ def test_what_is_explained_is_what_its_parts_say():
     masses = pixel_masses(one.queries, TRAIN, config)
     parts = planted.by_place(one, masses, 3)
     assert {name: found[name] for name in parts} == pytest.approx(parts, nan_ok=True)
-    assert found["mean"] == found["best"] == 100  # smooth images, a large square
+    best = local_scores(one.queries, TRAIN, config, side=2)
+    for name, scores in {"mean": masses.mean((1, 2)), "best": best}.items():
+        right = scores.argmax(1) == one.answers[:, 0]
+        assert found[name] == pytest.approx(100 * right.double().mean().item())
 
 
 # ---- methods
