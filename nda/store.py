@@ -36,14 +36,10 @@ NOTEBOOKS = {
     "members": "03_subset_models",
     "losses": "03_subset_models",
     "curvature": "08_influence",
-<<<<<<< HEAD
-    "known": "18_known_answers",
-    "effects": "05_nda, 06_similarity, 07a_gradients, 07b_kernels, 07c_das and 08_influence",
-=======
     "scores": _SCORED,
     "effects": _SCORED,
     "counterfactual": "09_counterfactual",
->>>>>>> evidence
+    "known": "18_known_answers",
 }
 Value = Tensor | Mapping[str, Tensor] | pd.DataFrame
 Role = Literal["working", "results"]

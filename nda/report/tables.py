@@ -107,7 +107,26 @@ def differences(
     )
 
 
-<<<<<<< HEAD
+def removals(parts: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Tables of `nda.evidence.outcomes.tables` for a reader: one column per measure with the
+    difference in hundredths of its unit, its interval and its p-value.
+
+    Args:
+        parts: by the name of the measure; rows are arms.
+
+    Returns:
+        The table.
+    """
+    columns = {}
+    for measure, table in parts.items():
+        ends = brackets(100 * table["low"], 100 * table["high"], 2)
+        cells = zip(100 * table["more"], ends, table["p"], strict=True)
+        columns[f"{measure} x 100"] = [
+            f"{more:+.2f} {both}, p = {p:.2g}" for more, both, p in cells
+        ]
+    return pd.DataFrame(columns, [label(arm) for arm in next(iter(parts.values())).index])
+
+
 def known_answers(
     tables: Mapping[str, pd.DataFrame],
     cases: Sequence[str],
@@ -125,19 +144,10 @@ def known_answers(
         columns: figures that are shown, with what they are called.
         readings: of the methods; if there are several, they are named.
         digits: after the point.
-=======
-def removals(parts: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Tables of `nda.evidence.outcomes.tables` for a reader: one column per measure with the
-    difference in hundredths of its unit, its interval and its p-value.
-
-    Args:
-        parts: by the name of the measure; rows are arms.
->>>>>>> evidence
 
     Returns:
         The table.
     """
-<<<<<<< HEAD
     blocks = {}
     for title, rows in tables.items():
         rows = rows[rows["case"].isin(cases) & rows["reading"].isin(readings)]
@@ -151,13 +161,3 @@ def removals(parts: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     if len(columns) == 1:
         both = both.droplevel(0, axis=1)
     return both.rename_axis([None, None]).rename_axis(columns=[None] * both.columns.nlevels)
-=======
-    columns = {}
-    for measure, table in parts.items():
-        ends = brackets(100 * table["low"], 100 * table["high"], 2)
-        cells = zip(100 * table["more"], ends, table["p"], strict=True)
-        columns[f"{measure} x 100"] = [
-            f"{more:+.2f} {both}, p = {p:.2g}" for more, both, p in cells
-        ]
-    return pd.DataFrame(columns, [label(arm) for arm in next(iter(parts.values())).index])
->>>>>>> evidence
