@@ -212,7 +212,7 @@ def say_known(rows: pd.DataFrame, ending: str = "") -> None:
     """Give a table of known answers to the sentences of the book.
 
     For NDA as scored on exact copies the names start with `nda_as_scored_exact`: for example
-    `nda_as_scored_exact_recall_1`.
+    `nda_as_scored_exact_recall_1`. The largest shares are said of strangers alone.
 
     Args:
         rows: of `nda.evidence.planted.suite`, with columns method and reading.
@@ -221,7 +221,11 @@ def say_known(rows: pd.DataFrame, ending: str = "") -> None:
     said: dict[str, Any] = {}
     for row in rows.to_dict("records"):
         stem = _slug(" ".join(row.pop(name) for name in ("method", "reading", "kind")))
-        said |= {f"{stem}_{name}{ending}": value for name, value in row.items() if name != "case"}
+        figures: tuple[str, ...] = ("recall_1", "iou", "share", "known", "caught")
+        if row["case"] == "strangers":
+            figures = ("largest", "largest_95")
+        values = {name: row[name] for name in figures if pd.notna(row.get(name))}
+        said |= {f"{stem}_{name}{ending}": value for name, value in values.items()}
     say(**said)
 
 
