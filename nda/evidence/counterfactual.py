@@ -6,8 +6,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
-from jaxtyping import Bool, Float
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from nda import rng
@@ -17,6 +19,7 @@ from nda.evidence.retrain import Plan
 from nda.methods import METHODS
 from nda.model import outputs, sampling, unet
 from nda.model.lean import UNet2DModel
+from nda.rivals.embeddings import Encoder, embed
 from nda.store import Store
 
 RANDOM = "random"  # the arm that every other is compared with
@@ -225,6 +228,7 @@ class Removals(Plan):
         sampling_steps: of the sampler.
     """
 
+    notebook = "09_counterfactual"
     rows: Sequence[int] = ()
     sampling_steps: int = 50
 
@@ -312,3 +316,65 @@ def plan(folder: Path, parameters: Mapping[str, Any]) -> Removals:
         rows=design.rows,
         sampling_steps=parameters["sampling_steps"],
     )
+
+
+def collect(plan: Removals) -> tuple[pd.DataFrame, dict[str, Tensor]]:
+    """What the finished retrainings found. The first row is the full model itself.
+
+    Args:
+        plan: the plan, all of whose members are done.
+
+    Returns:
+        A table of the models: `family`, `arm`, `k` images taken away, `target` (the query that they
+        were taken away for, or -1), `seed`, `seconds`. And by name `masks` `[model, train]`,
+        `images` `[model, query, chan, row, col]` in 8 bits, and `losses` and `outputs`
+        `[model, query]`, means over timesteps.
+
+    Raises:
+        InputError: if some members are not done.
+    """
+    store, members = Store(plan.folder), plan.members()
+    found = [plan.original(), *plan.finished(members)]
+    full = torch.ones(1, len(store.load("train")), dtype=torch.bool)
+    masks = [full, *(store.load(f"masks/{m.family}")[m.subset, None] for m in members)]
+    rows = [("full", "none", 0, -1, plan.train_seeds["kept"][0], store.info("model")["seconds"])]
+    for member in members:
+        made = store.info(f"masks/{member.family}")["parameters"]
+        target = member.subset if "rows" in made else -1
+        seconds = store.info(member.name)["seconds"]
+        drawn = (made["arm"], made["k"], target, member.train_seed, seconds)
+        rows.append((member.family, *drawn))
+    columns = ["family", "arm", "k", "target", "seed", "seconds"]
+    values = {name: torch.stack([one[name] for one in found]) for name in found[0]}
+    values |= {name: values[name].mean(2) for name in ("losses", "outputs")}
+    return pd.DataFrame(rows, columns=columns), {"masks": torch.cat(masks)} | values
+
+
+def look(
+    images: UInt8[Tensor, "model query chan row col"],
+    train: Float[Tensor, "train chan row col"],
+    labels: Int[Tensor, "train"],
+    encoder: Encoder,
+) -> tuple[Float[Tensor, "model query"], Int[Tensor, "model query"]]:
+    """How a network that knows nothing of the models sees what they draw.
+
+    Args:
+        images: of which the first model's are those that the others are compared with, 0…255.
+        train: in [-1, 1].
+        labels: their classes.
+        encoder: see `nda.rivals.embeddings`.
+
+    Returns:
+        The cosine of the features with those of the first model's image; and the class that a
+        logistic regression of the train images' features finds.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    pixels = images.flatten(0, 1).float() / 127.5 - 1
+    seen = F.normalize(embed(pixels, encoder), dim=1).unflatten(0, images.shape[:2])
+    classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    classifier.fit(F.normalize(embed(train, encoder), dim=1).numpy(), labels.numpy())
+    classes = torch.from_numpy(classifier.predict(seen.flatten(0, 1).numpy()))
+    return (seen * seen[:1]).sum(2), classes.unflatten(0, images.shape[:2])
