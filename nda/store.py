@@ -39,6 +39,7 @@ NOTEBOOKS = {
     "scores": _SCORED,
     "effects": _SCORED,
     "counterfactual": "09_counterfactual",
+    "gallery": "09_counterfactual",
 }
 Value = Tensor | Mapping[str, Tensor] | pd.DataFrame
 Role = Literal["working", "results"]

@@ -14,6 +14,7 @@ PAGES += [ROOT / "README.md", ROOT / "data/README.md"]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 EVIDENCE = ["notebooks/03_subset_models.ipynb", "notebooks/10_lds.ipynb"]
 EVIDENCE += ["notebooks/11_ablations.ipynb", "notebooks/12_counterfactuals.ipynb"]
+EVIDENCE += ["notebooks/13_gallery.ipynb", "notebooks/14_performance.ipynb", "book/shows.md"]
 EVIDENCE += ["notebooks/14_performance.ipynb", "book/shows.md"]
 
 # Numbers that look like results and are none: for each file, what may be typed there, and why.
