@@ -84,7 +84,7 @@ def versus(low: float, high: float) -> str:
     return "ahead of" if low > 0 else "behind" if high < 0 else "not shown to differ from"
 
 
-def interval(low: float, high: float, digits: int = 1) -> str:
+def interval(low: float, high: float, *, digits: int = 1) -> str:
     """An interval as a sentence shows it, without a line break.
 
     Args:

@@ -14,7 +14,7 @@ from nda.report.said import interval
 from nda.report.style import label
 
 
-def brackets(low: Iterable[float], high: Iterable[float], digits: int = 1) -> list[str]:
+def brackets(low: Iterable[float], high: Iterable[float], *, digits: int = 1) -> list[str]:
     """Intervals as a table shows them; no line ends inside.
 
     Args:
@@ -25,7 +25,7 @@ def brackets(low: Iterable[float], high: Iterable[float], digits: int = 1) -> li
     Returns:
         One text per interval.
     """
-    return [interval(*ends, digits) for ends in zip(low, high, strict=True)]
+    return [interval(*ends, digits=digits) for ends in zip(low, high, strict=True)]
 
 
 def table(
@@ -119,7 +119,7 @@ def removals(parts: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """
     columns = {}
     for measure, table in parts.items():
-        ends = brackets(100 * table["low"], 100 * table["high"], 2)
+        ends = brackets(100 * table["low"], 100 * table["high"], digits=2)
         cells = zip(100 * table["more"], ends, table["p"], strict=True)
         columns[f"{measure} x 100"] = [
             f"{more:+.2f} {both}, p = {p:.2g}" for more, both, p in cells
