@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -123,7 +124,7 @@ def _cropped(image: Tensor) -> Tensor:
     """Without an eighth of the side at every edge, resized to what it was."""
     rows, cols = (side // 8 for side in image.shape[1:])
     inner = image[:, rows:-rows, cols:-cols]
-    options = {"mode": "bilinear", "align_corners": False, "antialias": True}
+    options: Any = {"mode": "bilinear", "align_corners": False, "antialias": True}
     return F.interpolate(inner[None], image.shape[1:], **options)[0]
 
 
@@ -263,18 +264,18 @@ def ideal_samples(train: Float[Tensor, "train chan row col"], count: int, seed: 
 
 def _ideal(train: Tensor, draw: Generator) -> tuple[Tensor, Tensor, Tensor]:
     """One image, its owners, and the masses that they had."""
-    shape, side = train.shape[2:], min(train.shape[2:])
+    (height, width), side = train.shape[2:], min(train.shape[2:])
     image = torch.zeros_like(train[0])
     for timestep, sixteenths in IDEAL.items():
-        windows = Windows(*shape, 2 * (side * sixteenths // 32) + 1)
+        windows = Windows(height, width, 2 * (side * sixteenths // 32) + 1)
         noise = torch.randn(image.shape, generator=draw).to(image)
-        options = {"timestep": timestep, "patch": windows.patch, "noise": noise}
+        options: Any = {"timestep": timestep, "patch": windows.patch, "noise": noise}
         masses = patch_posterior(image[None], train, **options, top_k=None).masses[0]
         owner = torch.multinomial(masses.cpu(), 1, generator=draw)[:, 0]
         noisy = signal(timestep) * image + sigma(timestep) * noise
         image = _drawn_pixels(noisy, train, owner, windows, timestep, draw).view_as(image)
     known = masses.cpu().gather(1, owner[:, None])
-    return image, owner.view(shape), known.view(shape).to(image)
+    return image, owner.view(height, width), known.view(height, width).to(image)
 
 
 def _drawn_pixels(

@@ -136,12 +136,13 @@ def pixel_masses(
         InputError: as `nda.nonparametric.patches.patch_posterior` does.
     """
     bank = torch.cat([train, train.flip(-1)]) if config.flips else train
-    total = train.new_zeros(len(queries), *train.shape[2:], len(train))
+    height, width = train.shape[2:]
+    total = train.new_zeros(len(queries), height, width, len(train))
     for term in config.terms():
         options = config.options(queries, term) | {"top_k": None}
         masses = patch_posterior(queries, bank, **options).masses
         both = torch.stack(masses.split(len(train), dim=2)).sum(0)  # [query, position, train]
-        windows = Windows(*train.shape[2:], term.scale.patch, term.scale.coarse, config.borders)
+        windows = Windows(height, width, term.scale.patch, term.scale.coarse, config.borders)
         maps = both.mT.unflatten(2, windows.grid)
         total += term.weight * _on_pixels(maps, windows, covered).movedim(1, 3)
     return total

@@ -1,6 +1,7 @@
 """Numbers for a reader."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 import torch
@@ -160,4 +161,5 @@ def known_answers(
     both = pd.concat(blocks).map(f"{{:.{digits}f}}".format).replace("nan", "")
     if len(columns) == 1:
         both = both.droplevel(0, axis=1)
-    return both.rename_axis([None, None]).rename_axis(columns=[None] * both.columns.nlevels)
+    unnamed: Any = [None, None]
+    return both.rename_axis(unnamed).rename_axis(columns=unnamed[: both.columns.nlevels])
