@@ -39,6 +39,8 @@ NOTEBOOKS = {
     "scores": _SCORED,
     "effects": _SCORED,
     "counterfactual": "09_counterfactual",
+    "known": "18_known_answers",
+    "gallery": "09_counterfactual",
 }
 Value = Tensor | Mapping[str, Tensor] | pd.DataFrame
 Role = Literal["working", "results"]

@@ -147,3 +147,9 @@ def test_changes_are_listed_by_the_intervals_with_the_gate(published):
     for name, words in expected.items():
         assert text(published, name) == repr(words), name
     assert text(published, "gate_pixels_val") == "-1.0"
+
+
+def test_all_known_answers_can_be_said(published):
+    row = {"method": "nda", "reading": "local", "case": "transplants", "iou": 61.5}
+    said.say_known(pd.DataFrame([row | {"kind": "3/8 of the side, moved"}]), "_small")
+    assert text(published, "nda_local_3_8_of_the_side_moved_iou_small") == "61.5"
