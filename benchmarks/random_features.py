@@ -155,27 +155,26 @@ def weights(setting: Setting) -> list[float]:
     return [w / sum(found) for w in found]
 
 
-def scores(queries: Tensor, train: Tensor, setting: Setting, luck: int = 0) -> Tensor:
+def scores(queries: Tensor, train: Tensor, setting: Setting) -> Tensor:
     """`rfi_scores` with any setting.
 
     Args:
         queries: pixels in [-1, 1].
         train: pixels in [-1, 1].
         setting: the choices.
-        luck: names other networks and other noise.
 
     Returns:
         Scores `[query, train]`.
     """
     found = torch.zeros(len(queries), len(train)).double()
     for number in range(setting.networks):
-        features = network(setting, number + luck)
+        features = network(setting, number)
         for timestep, weight in zip(setting.timesteps, weights(setting), strict=True):
             task, asked = (
                 Task(features, timestep, torch.stack(noise), setting.flips)
                 for noise in (
                     [shared_noise(train, timestep, seed, draw) for draw in range(setting.draws)]
-                    for seed in (luck, luck + int(setting.noise == "two"))
+                    for seed in (0, int(setting.noise == "two"))
                 )
             )
             fit, damping = moments(train, task), setting.damping
@@ -275,20 +274,19 @@ class Trial:
         self.truths = {which: Truth.load("small", "select", which) for which in WHICH}
         self.inputs = images.sha256("train", "val") | Store.shipped("small").sha256("gen")
 
-    def scores(self, name: str, setting: Setting, luck: int = 0) -> dict[str, Tensor]:
+    def scores(self, name: str, setting: Setting) -> dict[str, Tensor]:
         """The scores of both kinds of queries, kept.
 
         Args:
             name: of the setting.
             setting: its choices.
-            luck: names other networks and other noise.
 
         Returns:
             By the name of the queries.
         """
 
         def make() -> Tensor:
-            return scores(torch.cat([*self.queries.values()]), self.train, setting, luck)
+            return scores(torch.cat([*self.queries.values()]), self.train, setting)
 
         made: dict[str, Any] = {"parameters": asdict(setting), "inputs": self.inputs}
         found = self.store.kept(f"scores/{name}", make, axes="query train", **made)
@@ -405,13 +403,12 @@ def explain(trial: Trial) -> dict[str, pd.DataFrame]:
         trial: images and truths.
 
     Returns:
-        LDS in percent, gains over no gate (`gate`); slopes, and the correlation with the scores of
-        another network and other noise (`thirds`).
+        LDS in percent, gains over no gate (`gate`); slopes (`thirds`).
     """
     found, gates = trial.scores("as-it-is", Setting()), trial.gates("features")
     near = {which: bands(-factors) for which, factors in gates.items()}
     true = {w: slopes(truth, found[w], near[w]) for w, truth in trial.truths.items()}
-    rows, thirds, again = [], [], trial.scores("other-luck", Setting(), luck=1)
+    rows, thirds = [], []
     for which, other in zip(WHICH, WHICH[::-1], strict=True):
         truth, step = trial.truths[which], torch.tensor(true[other]["slope"].to_numpy())
         tried = known(found[which], gates[which])
@@ -419,11 +416,8 @@ def explain(trial: Trial) -> dict[str, pd.DataFrame]:
         for kind, judge in {"plain": truth, "centred": truth.centred()}.items():
             table = judge.summary(tried, reference="no gate").rename(columns={"method": "scores"})
             rows.append(table.round(2).assign(queries=which, kind=kind))
-        inside = [near[which][truth.rows] == i for i in range(3)]
-        both = torch.stack([found[which], again[which]])[:, truth.rows]
-        more = {"gate": [gates[which][truth.rows][i].mean().item() for i in inside]}
-        more["agreement"] = [torch.corrcoef(both[:, i])[0, 1].item() for i in inside]
-        thirds.append(true[which].assign(queries=which, **more))
+        factors = [gates[which][truth.rows][near[which][truth.rows] == i].mean() for i in range(3)]
+        thirds.append(true[which].assign(queries=which, gate=[f.item() for f in factors]))
     return {"gate": pd.concat(rows), "thirds": pd.concat(thirds).assign(band=[*THIRDS] * 2)}
 
 
