@@ -282,6 +282,7 @@ def _execute(
             kernel_name="python3",
             progress_bar=False,
             start_timeout=600,  # on a machine that is busy
+            iopub_timeout=60,  # the same
             extra_arguments=[set_threads] if threads else [],
         )
     except papermill.PapermillExecutionError as error:
