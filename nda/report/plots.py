@@ -372,6 +372,38 @@ def slopes(rows: pd.DataFrame) -> Figure:
     return figure
 
 
+def stand_ins(rows: pd.DataFrame, lines: Mapping[str, Mapping[str, float]]) -> Figure:
+    """The LDS of methods that are asked about one model after another, with its interval: one panel
+    per kind of queries, models from top to bottom.
+
+    Args:
+        rows: of `nda.evidence.proxies.table`.
+        lines: by kind of queries, the LDS of methods that see no model, by their keys.
+
+    Returns:
+        The figure.
+    """
+    kinds, models, methods = (list(dict.fromkeys(rows[c])) for c in ("queries", "proxy", "method"))
+    figure, axes = canvas(4.3 * len(kinds), 0.9 + 0.45 * len(models), 1, len(kinds), sharey=True)
+    for panel, kind in zip(axes[0], kinds, strict=True):
+        for place, method in enumerate(methods):
+            found = rows[(rows["queries"] == kind) & (rows["method"] == method)]
+            heights = found["proxy"].map(models.index) + 0.2 * (place - (len(methods) - 1) / 2)
+            one = METHODS[method.partition("-")[0]]
+            panel.hlines(heights, found["low"], found["high"], color=one.colour, linewidth=2)
+            panel.plot(found["lds"], heights, "o", color=one.colour, markersize=5, label=one.label)
+        for key, value in lines[kind].items():
+            line = {"color": METHODS[key].colour, "linestyle": "--", "linewidth": 1.2}
+            panel.axvline(value, label=METHODS[key].label, **line)
+        panel.axvline(0, **QUIET)
+        panel.set(xlabel="LDS, %", ylim=(len(models) - 0.5, -0.5))
+        panel.set_title(f"{kind} queries", fontsize=10)
+    axes[0, 0].set_yticks(range(len(models)), models)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=9)
+    return figure
+
+
 def boxes(
     panels: Mapping[str, Mapping[str, Float[Tensor, "..."]]], colours: Mapping[str, str]
 ) -> Figure:
