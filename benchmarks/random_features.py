@@ -12,9 +12,8 @@ The first command stores the train images and the validation queries of the prof
 second adds one row after another to `data/random_features/`: a killed run goes on by the same
 command, and a setting whose row is there is not computed again. `--ready` prints the rows that are
 there. The third asks what the gate does. The fourth puts what the second and the third have found
-beside the results of `small`, with empty rows for settings that have not been computed. The fifth
-prints seconds per 1,000 train images on made-up images, of the smallest number of timesteps that
-shows them: one.
+beside the results of `small`. The fifth prints seconds per 1,000 train images on made-up images, of
+the smallest number of timesteps that shows them: one.
 """
 
 import argparse
@@ -422,7 +421,7 @@ def explain(trial: Trial) -> dict[str, pd.DataFrame]:
 
 
 def ship(trial: Trial) -> None:
-    """Put what is ready beside the results of `small`.
+    """Put the rows beside the results of `small`.
 
     Args:
         trial: images, truths and rows.
@@ -430,11 +429,8 @@ def ship(trial: Trial) -> None:
     results = Store.shipped("small")
     losses = [f"losses/select-{which}" for which in WHICH]
     made: dict[str, Any] = {"inputs": trial.inputs | results.sha256("masks/select", *losses)}
-    rows = []
-    for choice, value, _ in changes():
-        empty = pd.DataFrame({"choice": choice, "value": value or "-"}, index=[0])
-        name = f"rows/{row_name(choice, value)}"
-        rows.append(trial.store.load(name) if name in trial.store else empty)
+    names = [row_name(choice, value) for choice, value, _ in changes()]
+    rows = [trial.store.load(f"rows/{name}") for name in names]
     made["parameters"] = asdict(Setting())
     results.save("ablations/beyond", pd.concat(rows), **made)
     for name in ("gate", "thirds"):
@@ -468,7 +464,7 @@ def main() -> None:
     parser.add_argument("--only", help="a choice, such as damping")
     parser.add_argument("--ready", action="store_true", help="print the rows that are there")
     parser.add_argument("--gate", action="store_true", help="ask what the gate does")
-    parser.add_argument("--ship", action="store_true", help="put what is ready among the results")
+    parser.add_argument("--ship", action="store_true", help="put all of it among the results")
     parser.add_argument("--time", type=int, nargs="+", help="numbers of train images")
     parser.add_argument("--side", type=int, default=16, help="of timed images, in pixels")
     options = parser.parse_args()
