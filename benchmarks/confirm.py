@@ -4,7 +4,7 @@ digits, and for another architecture?
     python benchmarks/confirm.py --freeze
     NDA_DATA=/path/to/cifar10 python -m nda run --profile cifar10 --only 01 02 03
     python benchmarks/confirm.py cifar10
-    python -m nda ship --profile cifar10
+    python -m nda ship --profile cifar10 --without-checkpoints
 
 The first command writes down the parameters of every profile of the confirmation and the settings
 of every method. That was done, and committed, before any model was trained for them; what has been

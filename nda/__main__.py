@@ -97,6 +97,9 @@ def _add_ship(commands: Any) -> None:
     )
     ship.set_defaults(do=_ship)
     ship.add_argument("--profile", required=True, help="a folder in data/, for example small")
+    ship.add_argument(
+        "--without-checkpoints", action="store_true", help="leave out the model's checkpoints"
+    )
 
 
 def _add_profile(command: argparse.ArgumentParser) -> None:
@@ -157,7 +160,7 @@ def _score(options: argparse.Namespace) -> None:
 def _ship(options: argparse.Namespace) -> None:
     from nda.artefact import release
 
-    print(release.ship(options.profile))
+    print(release.ship(options.profile, checkpoints=not options.without_checkpoints))
 
 
 def main(arguments: list[str] | None = None) -> int:
