@@ -2,6 +2,7 @@
 
 import base64
 import io
+import itertools
 import json
 from pathlib import Path
 
@@ -26,12 +27,13 @@ def made_up(
 ):
     """A report. The left half of a suspect is owed to source 0, the right to source 1.
 
-    names: of the first sources, then of the first suspects, for all of them if there is one.
-    changed: parts of the report that are others.
+    names: every text from outside is one of these, in turn. changed: parts of the report that are
+    others.
     """
     random = np.random.default_rng(seed)
     pictures = random.integers(0, 256, (sources, size, size, 3), dtype=np.uint8)
-    name = (lambda usual: names[0]) if len(names) == 1 else lambda usual: usual
+    turn = itertools.cycle(names)
+    name = (lambda usual: next(turn)) if names else (lambda usual: usual)
     shares = np.sort(random.uniform(0, 0.2, 99)).round(4).tolist()
     made = {
         "schema": "nda-trace/1",

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,16 +42,21 @@ def page(report: Mapping[str, Any]) -> str:
     shown = _shown(report)
     style = _colours() + (FOLDER / "trace.css").read_text(encoding="utf-8")
     script = (FOLDER / "trace.js").read_text(encoding="utf-8")
-    return _templates().get_template("trace.html.j2").render(
-        shown,
-        style=Markup(style),  # noqa: S704
-        script=Markup(script),  # noqa: S704
-        allowed={"style": _sha256(style), "script": _sha256(script)},
-        data=_data(shown),
-        listed=LISTED,
+    return (
+        _templates()
+        .get_template("trace.html.j2")
+        .render(
+            shown,
+            style=Markup(style),
+            script=Markup(script),
+            allowed={"style": _sha256(style), "script": _sha256(script)},
+            data=_data(shown),
+            listed=LISTED,
+        )
     )
 
 
+@cache
 def _templates() -> Environment:
     made = Environment(
         loader=FileSystemLoader(FOLDER),

@@ -1,7 +1,7 @@
 "use strict";
 // The page of `nda trace`. Text from the report reaches the page as text nodes and attributes only.
 const data = JSON.parse(document.getElementById("data").textContent);
-const PAGE = 20; // rows of the table at a time
+const PAGE = 10; // rows of the table at a time
 const state = {
   suspect: 0, map: 0, number: 1, row: 0, col: 0, pinned: false, source: null, view: "picture",
   key: "share", down: true, first: 0,
@@ -19,7 +19,11 @@ function make(tag, properties = {}, ...children) {
   made.append(...children);
   return made;
 }
-const named = (text) => make("bdi", { className: "name", title: text }, text);
+// A name may break after a folder or a word of it before it breaks anywhere.
+function named(text) {
+  const parts = text.split(/(?<=[/_])/).flatMap((part) => [part, make("wbr")]);
+  return make("bdi", { className: "name", title: text }, ...parts.slice(0, -1));
+}
 const percent = (share) => `${(100 * share).toFixed(1).replace(/\.0$/, "")}\u00a0%`;
 const whole = (mass) => (mass > 0 && mass < 0.01 ? "<\u00a01" : Math.round(100 * mass)) + "\u00a0%";
 // Hues far apart, the first that of NDA; neighbours in rank differ most.
@@ -99,7 +103,8 @@ function drawSuspect() {
   const one = suspect(), element = $("suspect-plate");
   const drawn = plate(element, one.picture, `The suspect, ${one.name}`, one.width, one.height);
   element.setAttribute("aria-label", `The suspect, ${one.width} by ${one.height} pixels`);
-  $("suspect-name").replaceChildren(named(one.name), ` ${one.of[0]} × ${one.of[1]} px`);
+  $("suspect-name").replaceChildren(named(one.name));
+  $("suspect-size").textContent = `${one.of[0]} × ${one.of[1]} px`;
   drawn.img.classList.toggle("grey", state.source === null && state.view !== "picture");
   if (state.source !== null) {
     const light = new Float32Array(one.width * one.height);
@@ -148,18 +153,17 @@ function drawLegend() {
 function drawPixel() {
   const all = sourcesAt(state.row, state.col), entropy = entropyAt(state.row, state.col);
   $("reading").textContent = `Row ${state.row + 1}, column ${state.col + 1}. Entropy ${entropy.toFixed(2)} nats, `
-    + `as if ${Math.exp(entropy).toFixed(1)} images shared it equally.`;
+    + (entropy < 0.05 ? "as if one image had it alone." : `as if ${Math.exp(entropy).toFixed(1)} images shared it equally.`);
   $("pin").setAttribute("aria-pressed", state.pinned);
-  $("pin").textContent = state.pinned ? "Kept" : "Keep";
+  $("pin").textContent = state.pinned ? "Pinned" : "Pin";
   const shown = all.slice(0, state.number), rest = 1 - shown.reduce((sum, at) => sum + at.mass, 0);
   const lines = shown.map((at) => {
-    const source = sourceOf(at.image), small = make("div", { className: "plate" }, make("img"), make("canvas"), make("svg"));
+    const source = sourceOf(at.image), small = make("div", { className: "plate" }, make("img", { alt: "" }), make("canvas"), make("svg"));
     outlined(small, at);
     const rank = suspect().rank.get(at.image);
-    const name = make("span", {}, named(source.name), bar(at.mass));
-    if (rank !== undefined) name.prepend(swatch(rank));
-    if (at.mirrored) name.append(make("small", {}, "mirrored"));
-    const button = make("button", { type: "button" }, small, name, make("b", {}, whole(at.mass)));
+    const name = make("span", { className: "clamp" }, ...(rank === undefined ? [] : [swatch(rank)]), named(source.name));
+    const words = make("span", {}, name, ...(at.mirrored ? [make("small", {}, "mirrored")] : []), bar(at.mass));
+    const button = make("button", { type: "button" }, small, words, make("b", {}, whole(at.mass)));
     button.setAttribute("aria-pressed", state.source === at.image);
     button.dataset.image = at.image;
     button.addEventListener("click", () => choose(at.image));
@@ -189,21 +193,22 @@ function drawSource() {
   const source = sourceOf(image), [width, height] = sides(source.picture);
   const drawn = plate($("source-plate"), source.picture, `The source, ${source.name}`, width, height);
   $("source-what").textContent = state.source === null ? "Heaviest source here" : "Chosen source";
-  $("source-name").replaceChildren(named(source.name), ` ${source.of[0]} × ${source.of[1]} px`);
+  $("source-name").replaceChildren(named(source.name));
+  $("source-size").textContent = `${source.of[0]} × ${source.of[1]} px`;
   if (state.source !== null) lightUp(drawn, used(image, width, height), width);
   const at = here.find((one) => one.image === image);
   if (at) {
     for (const kind of ["under", "over"]) box(drawn.svg, kind, corner(at.row), corner(at.col), map().patch);
   }
   const rank = suspect().rank.get(image), said = [];
-  if (rank === undefined) said.push("Not among the sources of the whole picture.");
+  if (rank === undefined) said.push("Not among the sources of the whole picture. ");
   else {
     const entry = suspect().sources[rank];
     said.push(`No. ${rank + 1}: ${percent(entry.share)} of the pixels, p = ${+entry.p.toPrecision(2)}`
       + (entry.mirrored ? ", mirrored. " : ". "));
   }
   if (state.source === null) said.push("Outlined: the patch that the pixel is compared with.");
-  else said.push(make("button", { type: "button", id: "leave", onclick: () => choose(state.source) }, "Show all"));
+  else said.push(make("button", { type: "button", id: "leave", onclick: leave }, "Show all"));
   $("source-said").replaceChildren(...said);
 }
 // How much of each pixel of the source some pixel of the suspect uses: its patches, by their masses.
@@ -244,7 +249,7 @@ function drawTable() {
     row.dataset.image = entry.image;
     row.addEventListener("click", () => {
       choose(entry.image);
-      $("explorer").scrollIntoView({ block: "nearest" });
+      $("suspect").scrollIntoView({ block: "nearest" });
     });
     return row;
   });
@@ -266,7 +271,9 @@ function drawNull() {
   const { shares, thresholds } = data.null, share = suspect().verdict.share;
   const width = Math.max($("null").clientWidth, 200), base = 132, top = 46;
   const limits = thresholds.filter((one) => one.share !== null);
-  const end = Math.min(1, 1.1 * Math.max(...shares, share, ...limits.map((one) => one.share), 0.01));
+  const most = 1.05 * Math.max(...shares, share, ...limits.map((one) => one.share), 0.001);
+  const tick = most > 0.1 ? 0.05 : most > 0.01 ? 0.01 : 0.001;
+  const end = Math.min(1, tick * Math.ceil(most / tick));
   const x = (v) => between(v / end, 0, 1) * (width - 2) + 1;
   const bins = Array(40).fill(0);
   for (const v of shares) bins[Math.min(39, Math.floor((v / end) * 40))]++;
@@ -308,7 +315,7 @@ function move(row, col) {
   state.col = between(col, 0, suspect().width - 1);
   draw();
 }
-function keep(pinned) {
+function pin(pinned) {
   state.pinned = pinned;
   draw();
 }
@@ -320,7 +327,10 @@ function choose(image) {
   drawTable();
   // What was clicked is drawn anew; the keyboard stays with it.
   if (list) $(list).querySelector(`[data-image="${image}"]`)?.closest("tr, li").querySelector("button")?.focus({ preventScroll: true });
-  else if (!document.activeElement || document.activeElement === document.body) $("suspect-plate").focus({ preventScroll: true });
+}
+function leave() {
+  choose(state.source);
+  $("suspect-plate").focus({ preventScroll: true });
 }
 let saying;
 function say() {
@@ -328,7 +338,7 @@ function say() {
   saying = setTimeout(() => {
     const [first] = sourcesAt(state.row, state.col);
     const heaviest = first ? `${sourceOf(first.image).name} ${whole(first.mass)}` : "no source";
-    $("status").textContent = `Row ${state.row + 1}, column ${state.col + 1}: ${heaviest}, entropy ${entropyAt(state.row, state.col).toFixed(2)} nats${state.pinned ? ", kept" : ""}`;
+    $("status").textContent = `Row ${state.row + 1}, column ${state.col + 1}: ${heaviest}, entropy ${entropyAt(state.row, state.col).toFixed(2)} nats${state.pinned ? ", pinned" : ""}`;
   }, 150);
 }
 function setNoise(index) {
@@ -343,6 +353,19 @@ function setNumber(number) {
   state.number = between(number, 1, Math.max(all, 1));
   $("number").value = state.number;
   $("number-said").textContent = `${Math.min(state.number, all)} of ${all}`;
+}
+// Where to begin: the pixel of an image that is nearest to the middle of all that it explains.
+function middle(image) {
+  const mine = [];
+  everyPixel((row, col) => {
+    const at = sourcesAt(row, col)[0];
+    if (at?.image === image) mine.push({ row, col });
+  });
+  if (!mine.length) return { row: suspect().height >> 1, col: suspect().width >> 1 };
+  const mean = (key) => mine.reduce((sum, at) => sum + at[key], 0) / mine.length;
+  const [row, col] = [mean("row"), mean("col")];
+  const away = (at) => (at.row - row) ** 2 + (at.col - col) ** 2;
+  return mine.reduce((best, at) => (away(at) < away(best) ? at : best));
 }
 function open(index) {
   Object.assign(state, { suspect: index, pinned: false, source: null, first: 0 });
@@ -359,13 +382,7 @@ function open(index) {
   $("number").disabled = suspect().sources.length < 2;
   setNoise(0);
   setNumber(5);
-  // Begin where the answer is surest.
-  let best = -1;
-  everyPixel((row, col) => {
-    const [first] = sourcesAt(row, col);
-    const centred = 1e-3 * Math.min(row, col, suspect().height - row, suspect().width - col);
-    if (first && first.mass + centred > best) [best, state.row, state.col] = [first.mass + centred, row, col];
-  });
+  Object.assign(state, middle(suspect().sources[0]?.image));
   draw();
   drawTable();
   drawNull();
@@ -395,15 +412,15 @@ suspectPlate.addEventListener("keydown", (event) => {
   if (step) move(state.row + far * step[0], state.col + far * step[1]);
   else if (event.key === "Home") move(state.row, 0);
   else if (event.key === "End") move(state.row, Infinity);
-  else if (event.key === "Enter" || event.key === " ") keep(!state.pinned);
+  else if (event.key === "Enter" || event.key === " ") pin(!state.pinned);
   else if (event.key === "Escape") {
-    keep(false);
+    pin(false);
     if (state.source !== null) choose(state.source);
   } else return;
   event.preventDefault();
   say();
 });
-$("pin").addEventListener("click", () => keep(!state.pinned));
+$("pin").addEventListener("click", () => pin(!state.pinned));
 for (const radio of document.querySelectorAll("[name=view]")) {
   radio.addEventListener("change", () => {
     state.view = radio.value;
