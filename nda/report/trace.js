@@ -11,7 +11,8 @@ const PNG = "data:image/png;base64,";
 
 function make(tag, properties = {}, ...children) {
   const svg = ["svg", "rect", "path", "line", "text"].includes(tag);
-  const made = svg ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
+  const space = svg ? "http://www.w3.org/2000/svg" : "http://www.w3.org/1999/xhtml";
+  const made = document.createElementNS(space, tag);
   for (const [name, value] of Object.entries(properties)) {
     if (!svg && name in made) made[name] = value;
     else made.setAttribute(name, value);
@@ -35,7 +36,8 @@ const between = (value, low, high) => Math.min(Math.max(value, low), high);
 // Width and height stand in the first bytes of a PNG.
 function sides(png) {
   const bytes = atob(png.slice(0, 32));
-  return [16, 20].map((at) => [0, 1, 2, 3].reduce((sum, i) => sum * 256 + bytes.charCodeAt(at + i), 0));
+  const integer = (at) => [0, 1, 2, 3].reduce((sum, i) => sum * 256 + bytes.charCodeAt(at + i), 0);
+  return [integer(16), integer(20)];
 }
 const suspect = () => data.suspects[state.suspect];
 const map = () => suspect().maps[state.map];
@@ -121,7 +123,8 @@ function drawSuspect() {
     const top = Math.max(...map().entropy, 1e-9);
     everyPixel((row, col) => dye(drawn.paint, "#e0862b", 0.9 * entropyAt(row, col) / top, row, col));
   }
-  for (const kind of ["under", "patch"]) box(drawn.svg, kind, corner(state.row), corner(state.col), map().patch);
+  for (const kind of ["under", "patch"])
+    box(drawn.svg, kind, corner(state.row), corner(state.col), map().patch);
   for (const kind of ["under", "over"]) box(drawn.svg, kind, state.row, state.col, 1);
   drawLegend();
 }
@@ -143,25 +146,30 @@ function drawLegend() {
       said.push(make("span", {}, swatch(rank), named(sourceOf(source.image).name)));
     if (state.number > 12) said.push(`and ${state.number - 12} more`);
   } else if (state.view === "entropy") {
-    said.push(`Clear: one image explains the pixel. Orange: many do, up to ${Math.max(...map().entropy).toFixed(2)} nats.`);
+    const most = Math.max(...map().entropy).toFixed(2);
+    said.push(`Clear: one image explains the pixel. Orange: many do, up to ${most} nats.`);
   }
   $("legend").replaceChildren(...said);
 }
 
 /* What is said of the pixel under the cursor. */
 
+const pictures = {}; // kept, so that they need not be decoded again at every move
 function drawPixel() {
   const all = sourcesAt(state.row, state.col), entropy = entropyAt(state.row, state.col);
-  $("reading").textContent = `Row ${state.row + 1}, column ${state.col + 1}. Entropy ${entropy.toFixed(2)} nats, `
-    + (entropy < 0.05 ? "as if one image had it alone." : `as if ${Math.exp(entropy).toFixed(1)} images shared it equally.`);
+  const few = entropy < 0.05 ? "one image had it alone" : `${Math.exp(entropy).toFixed(1)} images shared it equally`;
+  $("reading").textContent = `Row ${state.row + 1}, column ${state.col + 1}. `
+    + `Entropy ${entropy.toFixed(2)} nats, as if ${few}.`;
   $("pin").setAttribute("aria-pressed", state.pinned);
   $("pin").textContent = state.pinned ? "Pinned" : "Pin";
   const shown = all.slice(0, state.number), rest = 1 - shown.reduce((sum, at) => sum + at.mass, 0);
   const lines = shown.map((at) => {
-    const source = sourceOf(at.image), small = make("div", { className: "plate" }, make("img", { alt: "" }), make("canvas"), make("svg"));
+    const source = sourceOf(at.image), img = (pictures[at.image] ??= make("img", { alt: "" }));
+    const small = make("div", { className: "plate" }, img, make("canvas"), make("svg"));
     outlined(small, at);
     const rank = suspect().rank.get(at.image);
-    const name = make("span", { className: "clamp" }, ...(rank === undefined ? [] : [swatch(rank)]), named(source.name));
+    const dot = rank === undefined ? [] : [swatch(rank)];
+    const name = make("span", { className: "clamp" }, ...dot, named(source.name));
     const words = make("span", {}, name, ...(at.mirrored ? [make("small", {}, "mirrored")] : []), bar(at.mass));
     const button = make("button", { type: "button" }, small, words, make("b", {}, whole(at.mass)));
     button.setAttribute("aria-pressed", state.source === at.image);
@@ -175,7 +183,8 @@ function drawPixel() {
 function outlined(element, at) {
   const source = sourceOf(at.image), [width, height] = sides(source.picture);
   const { svg } = plate(element, source.picture, "", width, height);
-  for (const kind of ["under", "over"]) box(svg, kind, corner(at.row), corner(at.col), map().patch);
+  for (const kind of ["under", "over"])
+    box(svg, kind, corner(at.row), corner(at.col), map().patch);
 }
 function bar(share) {
   const made = make("svg", { viewBox: "0 0 1 1", preserveAspectRatio: "none" });
@@ -198,7 +207,8 @@ function drawSource() {
   if (state.source !== null) lightUp(drawn, used(image, width, height), width);
   const at = here.find((one) => one.image === image);
   if (at) {
-    for (const kind of ["under", "over"]) box(drawn.svg, kind, corner(at.row), corner(at.col), map().patch);
+    for (const kind of ["under", "over"])
+      box(drawn.svg, kind, corner(at.row), corner(at.col), map().patch);
   }
   const rank = suspect().rank.get(image), said = [];
   if (rank === undefined) said.push("Not among the sources of the whole picture. ");
@@ -279,9 +289,10 @@ function drawNull() {
   for (const v of shares) bins[Math.min(39, Math.floor((v / end) * 40))]++;
   const tallest = Math.max(...bins, 1), step = (width - 2) / 40;
   const svg = make("svg", { viewBox: `0 0 ${width} 172`, height: 172 });
-  bins.forEach((count, i) => count && svg.append(make("rect", {
-    class: "chance", x: 1 + i * step, width: Math.max(step - 1, 1), y: base - (count / tallest) * (base - top), height: (count / tallest) * (base - top),
-  })));
+  bins.forEach((count, i) => {
+    const height = (count / tallest) * (base - top), x = 1 + i * step;
+    svg.append(make("rect", { class: "chance", x, width: Math.max(step - 1, 1), y: base - height, height }));
+  });
   const text = (at, y, words, kind) => {
     const anchor = x(at) > 0.7 * width ? "end" : x(at) < 0.3 * width ? "start" : "middle";
     svg.append(make("text", { x: x(at), y, "text-anchor": anchor, class: kind }, words));
@@ -296,10 +307,10 @@ function drawNull() {
   svg.append(make("line", { class: "axis", x1: 0, x2: width, y1: base, y2: base }));
   text(0, base + 16, "0\u00a0%", "");
   text(end, base + 16, percent(end), "");
-  svg.append(make("text", { x: width / 2, y: base + 34, "text-anchor": "middle", class: "" }, "largest share of one image"));
+  svg.append(make("text", { x: width / 2, y: base + 34, "text-anchor": "middle" }, "largest share of one image"));
   const middle = shares[Math.floor(shares.length / 2)] ?? 0;
-  $("null").setAttribute("aria-label", `Histogram of ${shares.length} held-out images: half of them are below ${percent(middle)}, `
-    + `the largest is ${percent(shares.at(-1) ?? 0)}. This suspect: ${percent(share)}.`);
+  $("null").setAttribute("aria-label", `Histogram of ${shares.length} held-out images: `
+    + `half of them are below ${percent(middle)}, the largest is ${percent(shares.at(-1) ?? 0)}. This suspect: ${percent(share)}.`);
   $("null").replaceChildren(svg);
 }
 
@@ -326,7 +337,8 @@ function choose(image) {
   draw();
   drawTable();
   // What was clicked is drawn anew; the keyboard stays with it.
-  if (list) $(list).querySelector(`[data-image="${image}"]`)?.closest("tr, li").querySelector("button")?.focus({ preventScroll: true });
+  const again = list && $(list).querySelector(`[data-image="${image}"]`)?.closest("tr, li");
+  if (again) again.querySelector("button").focus({ preventScroll: true });
 }
 function leave() {
   choose(state.source);
@@ -338,7 +350,8 @@ function say() {
   saying = setTimeout(() => {
     const [first] = sourcesAt(state.row, state.col);
     const heaviest = first ? `${sourceOf(first.image).name} ${whole(first.mass)}` : "no source";
-    $("status").textContent = `Row ${state.row + 1}, column ${state.col + 1}: ${heaviest}, entropy ${entropyAt(state.row, state.col).toFixed(2)} nats${state.pinned ? ", pinned" : ""}`;
+    const entropy = entropyAt(state.row, state.col).toFixed(2), pinned = state.pinned ? ", pinned" : "";
+    $("status").textContent = `Row ${state.row + 1}, column ${state.col + 1}: ${heaviest}, entropy ${entropy} nats${pinned}`;
   }, 150);
 }
 function setNoise(index) {
@@ -391,8 +404,9 @@ function open(index) {
 const suspectPlate = $("suspect-plate");
 function pointed(event) {
   const frame = suspectPlate.getBoundingClientRect();
-  const part = (at, from, length, pixels) => between(Math.floor(((at - from) / length) * pixels), 0, pixels - 1);
-  return [part(event.clientY, frame.top, frame.height, suspect().height), part(event.clientX, frame.left, frame.width, suspect().width)];
+  const down = (event.clientY - frame.top) / frame.height, along = (event.clientX - frame.left) / frame.width;
+  const { height, width } = suspect();
+  return [between(Math.floor(down * height), 0, height - 1), between(Math.floor(along * width), 0, width - 1)];
 }
 suspectPlate.addEventListener("pointermove", (event) => {
   if (event.pointerType === "touch" || state.pinned) return;
@@ -444,7 +458,8 @@ for (const [index, tab] of [...document.querySelectorAll("[role=tab]")].entries(
   tab.addEventListener("click", () => open(index));
   tab.addEventListener("keydown", (event) => {
     const last = data.suspects.length - 1;
-    const to = { ArrowRight: index === last ? 0 : index + 1, ArrowLeft: index === 0 ? last : index - 1, Home: 0, End: last }[event.key];
+    const [next, previous] = [index === last ? 0 : index + 1, index === 0 ? last : index - 1];
+    const to = { ArrowRight: next, ArrowLeft: previous, Home: 0, End: last }[event.key];
     if (to === undefined) return;
     event.preventDefault();
     open(to);
