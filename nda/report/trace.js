@@ -252,7 +252,7 @@ function drawTable() {
     const button = make("button", { type: "button" }, named(source.name));
     button.setAttribute("aria-pressed", state.source === entry.image);
     const cells = [[swatch(rank), rank + 1], [img], [button], [percent(entry.share), bar(entry.share)],
-      [`${+entry.p.toPrecision(2)}`], [`${+entry.score.toPrecision(3)}`]];
+      [`${+entry.p.toPrecision(2)}`], [`${+entry.score.toPrecision(3)}`.replace("-", "\u2212")]];
     const row = make("tr", {}, ...cells.map((cell) => make("td", {}, ...cell)));
     row.lastChild.className = "wide";
     row.classList.toggle("chosen", state.source === entry.image);
