@@ -8,6 +8,7 @@ import tempfile
 import warnings
 import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -129,11 +130,11 @@ def _by_class(base: Path) -> dict[str, list[Path]]:
     return found
 
 
-def read(path: Path) -> np.ndarray:
+def read(path: Path | BinaryIO) -> np.ndarray:
     """One image file: EXIF rotation applied, transparency laid over white.
 
     Args:
-        path: the file.
+        path: the file, or an open one.
 
     Returns:
         8-bit RGB `[row, col, 3]`.
