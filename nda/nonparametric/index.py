@@ -90,7 +90,7 @@ def _nearest(queries: Tensor, train: Tensor, count: int, flips: bool) -> Int[Ten
 
 
 def _least(distance: Tensor, image: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    order = distance.argsort(2, stable=True)[:, :, :count]
+    order = distance.argsort(stable=True, dim=2)[:, :, :count]
     return distance.gather(2, order), image.gather(2, order)
 
 
@@ -107,7 +107,7 @@ def _pooled(images: UInt8[Tensor, "..."]) -> Float[Tensor, "image chan row col"]
     return F.adaptive_avg_pool2d(images.float(), SIDE).round() - 128
 
 
-def _asked(queries: Tensor) -> tuple[Float[Tensor, "query row dim"], Float[Tensor, "query dim"]]:
+def _asked(queries: Tensor) -> tuple[Float[Tensor, "query row dim"], Float[Tensor, "query whole"]]:
     """The patches that a query asks with, and the whole of it."""
     pooled = _pooled(queries)
     patches = F.unfold(pooled, PATCH, stride=STRIDE).mT
