@@ -60,10 +60,10 @@ def test_neither_blocks_nor_other_queries_matter(monkeypatch):
 
 
 def test_copies_and_parts_are_candidates():
-    queries = QUERIES.clone()
-    queries[0] = TRAIN[3].flip(-1)
-    queries[1, :, 4:10, 5:11] = TRAIN[7, :, 8:14, 2:8]
-    first, second = index.candidates(queries, TRAIN, 3)
+    queries, train = QUERIES.clone(), photographs(50, 16)
+    queries[0] = train[3].flip(-1)
+    queries[1, :, 4:10, 5:11] = train[7, :, 8:14, 2:8]
+    first, second = index.candidates(queries, train, 26)
     assert 3 in first and 7 in second
 
 

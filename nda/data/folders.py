@@ -7,8 +7,8 @@ import tarfile
 import tempfile
 import warnings
 import zlib
+from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -130,7 +130,7 @@ def _by_class(base: Path) -> dict[str, list[Path]]:
     return found
 
 
-def read(path: Path | BinaryIO) -> np.ndarray:
+def read(path: Path | BytesIO) -> np.ndarray:
     """One image file: EXIF rotation applied, transparency laid over white.
 
     Args:

@@ -21,11 +21,13 @@ from nda.evidence.calibration import rounded
 from nda.methods import METHODS
 from nda.nonparametric.config import NDAConfig
 from nda.nonparametric.index import candidates
-from nda.nonparametric.owed import shares
+from nda.nonparametric.owed import LEAST, NOBODY, PART, fitting, nobody, shares
 from nda.nonparametric.partial import Partial, merge, partial_scores
+from nda.nonparametric.patches import Windows
 from nda.nonparametric.provenance import entropies, heaviest
 from nda.store import Store, digest_json
 
+READING = (NOBODY, PART, LEAST)  # what a reading is, beside the choices of a user
 BLOCK = 1000  # pictures whose posterior is kept together
 SAMPLE = 64  # pictures that stand for all that are no candidates, or that a score is compared among
 FEW = 5  # sources that are named at each pixel
@@ -167,7 +169,8 @@ class Attributor:
 
     def _name(self, query: Tensor, banned: Sequence[int]) -> str:
         made = asdict(self.how) | {"timesteps": self.how.timesteps[0], "exact_above": None}
-        made |= {"bank": self.bank.sha256, "without": [self.bank.digests[n] for n in banned]}
+        made |= {"reading": READING, "bank": self.bank.sha256}
+        made |= {"without": [self.bank.digests[n] for n in banned]}
         return f"readings/{digest(query)[:16]}-{digest_json(made)[:16]}"
 
     def _reading(self, name: str) -> Reading:
@@ -178,12 +181,18 @@ class Attributor:
     def _read(self, query: Tensor, some: Int[Tensor, "candidate"]) -> dict[str, Tensor]:
         """The largest shares among the candidates."""
         (posterior,) = self._among(query, some).posteriors
-        masses = posterior.masses[0].double().unflatten(0, (self.how.size, self.how.size))
+        masses = fitting(posterior, self._nobody)[0].double()
+        masses = masses.unflatten(0, (self.how.size, self.how.size))
         mean = masses.mean((0, 1))
         share = torch.tensor([*map(rounded, shares(masses).tolist())], dtype=torch.float64)
         order = mean.argsort(descending=True, stable=True)
         order = order[share[order].argsort(descending=True, stable=True)][: self.how.top]
         return {"images": posterior.images[order], "shares": share[order], "masses": mean[order]}
+
+    @property
+    def _nobody(self) -> float:
+        size, patch = self.how.size, self.how.patch(self.how.timesteps[0])
+        return nobody(Windows(size, size, patch), self.bank.pixels.shape[1])
 
     def _among(self, query: Tensor, some: Int[Tensor, "candidate"]) -> Partial:
         """The posterior among the candidates, less of it that an earlier run has kept."""
@@ -193,7 +202,8 @@ class Attributor:
         numbers = self.bank.numbers[some]
         kept = None
         if name in self.store:
-            kept = Partial.from_tensors(config, self.store.load(name)).only(numbers)
+            kept = Partial.from_tensors(config, self.store.load(name))
+            kept = kept.only(numbers, least=self._nobody)
         parts = [] if kept is None else [kept]
         there = numbers[:0] if kept is None else kept.posteriors[0].images
         new = ~torch.isin(numbers, there)
@@ -275,7 +285,7 @@ class Attributor:
             self.store.save(name, part.tensors())
         return Partial.from_tensors(config, self.store.load(name))
 
-    def _blocks(self, some: Int[Tensor, "image"]) -> list[Int[Tensor, "image"]]:
+    def _blocks(self, some: Int[Tensor, "image"]) -> list[Tensor]:
         """The bank in blocks, where those of earlier runs stay."""
         # what was added since is in blocks of its own
         left, found = set(self.bank.numbers[some].tolist()), []

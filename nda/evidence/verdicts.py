@@ -25,7 +25,7 @@ COPIES = {  # what planted copies are called, and what `plants` calls what is do
     "recoloured": "brighter",
 }
 PARTS = {"part, 3/8 of the side, moved": ("3/8", True), "part, half of the side": ("1/2", False)}
-WHOLE = 0.5  # of the share that a planted exact copy has: from there on it is a copy
+WHOLE = 0.75  # of the share that a planted exact copy has: from there on it is a copy
 TELL = 3  # sources that a sentence names
 
 

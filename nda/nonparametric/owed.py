@@ -1,20 +1,56 @@
 """Which pixels of a query are owed to one image: the posterior, read by place.
 
 At low noise every pixel has some image that explains the window around it best, a stranger's too.
-But the images that explain neighbouring pixels of a stranger are different ones, and a part that
-was taken from an image is explained by that image all over. So a pixel is owed to an image if it
-lies in a square, a quarter of the query's side wide, of which this image has at least half of the
-mass on average.
+Two things tell a part that was taken from an image.
+
+- It fits. A window of D numbers that was taken from an image differs from it by the noise alone,
+  and its logit is about -D/2. So beside the images stands *nobody*, who has the logit -3D/2 at
+  every window. An image has less mass than nobody if it differs by more than √2 standard deviations
+  of the noise, which are 17 of 256 levels at timestep 25.
+- It holds together. The images that explain neighbouring pixels of a stranger are different ones.
+  So a pixel is owed to an image if it lies in a square, a quarter of the query's side wide, of
+  which this image has at least half of the mass on average.
 """
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from nda.errors import InputError
+from nda.nonparametric.patches import Posterior, Windows
 
+NOBODY = 1.5  # nats per number in a window
 PART = 4  # a square's side is that of the query by it
 LEAST = 0.5  # of a square's mass
+
+
+def nobody(windows: Windows, channels: int) -> float:
+    """The logit of nobody.
+
+    Args:
+        windows: of the images.
+        channels: of the images.
+
+    Returns:
+        The same at every position.
+    """
+    return -NOBODY * channels * windows.taps**2
+
+
+def fitting(posterior: Posterior, logit: float) -> Float[Tensor, "query position train"]:
+    """Masses of images beside nobody.
+
+    Args:
+        posterior: over all images, with `top_k=None`.
+        logit: nobody's.
+
+    Returns:
+        Masses; what is missing to 1 is nobody's.
+    """
+    total = posterior.log_total
+    log_images = total - torch.logaddexp(total, torch.full_like(total, logit))
+    return (posterior.log_share + log_images[:, :, None].to(posterior.log_share)).exp()
 
 
 def owed(
@@ -23,7 +59,7 @@ def owed(
     """The pixels that are owed to each image.
 
     Args:
-        masses: of a query's pixels, as `nda.nonparametric.provenance.pixel_masses` gives them.
+        masses: of a query's pixels; those of an odd window are of `fitting`.
         least: mean mass of a square that is the image's.
 
     Returns:

@@ -42,7 +42,7 @@ class Partial:
             0
         )
 
-    def only(self, images: Int[Tensor, "some"]) -> "Partial | None":
+    def only(self, images: Int[Tensor, "some"], *, least: float = -torch.inf) -> "Partial | None":
         """The part that some of the images make.
 
         An engine leaves out what is far below the best of a block. So if the images that made
@@ -50,19 +50,24 @@ class Partial:
 
         Args:
             images: numbers of the images to keep; those that are not here are ignored.
+            least: a logarithm of a sum of weights below which none counts.
 
         Returns:
-            The same as computing it of these images alone, to rounding; None if that cannot be had.
+            The same as computing it of these images alone, to rounding and but for sums below
+            `least`; None if that cannot be had.
         """
         found = []
         for posterior in self.posteriors:
-            share = posterior.log_share[:, :, torch.isin(posterior.images, images)]
-            left = share.logsumexp(2)
-            if share.shape[2] == 0 or left.amin() < KEPT:
+            there = torch.isin(posterior.images, images)
+            if not there.any():
                 return None
-            numbers = posterior.images[torch.isin(posterior.images, images)]
+            share = posterior.log_share[:, :, there]
+            left = share.logsumexp(2).clamp_min(-1e9)  # a number even where nothing is left
+            counts = posterior.log_total > least - KEPT
+            if (counts & (left < KEPT)).any():
+                return None
             total = posterior.log_total + left
-            found.append(Posterior(numbers, total, share - left[:, :, None]))
+            found.append(Posterior(posterior.images[there], total, share - left[:, :, None]))
         return replace(self, posteriors=tuple(found))
 
     def tensors(self) -> dict[str, Tensor]:
