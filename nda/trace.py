@@ -113,7 +113,9 @@ class Trace:
             A line for each suspect.
         """
         for one in self.suspects:
-            yield one_line(f"{one.picture.name}: {one.verdict.sentence}")
+            said = one.verdict
+            owed = f"{100 * said.share:.0f} % of its pixels are owed to one image, p = {said.p:.2g}"
+            yield one_line(f"{one.picture.name}: {said.sentence} ({owed})")
 
     def _named(self) -> list[int]:
         maps = [one.images.unique().tolist() for suspect in self.suspects for one in suspect.maps]

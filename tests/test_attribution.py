@@ -139,7 +139,7 @@ def test_maps_are_those_of_provenance(tmp_path, flips):
         torch.testing.assert_close(
             found.masses.double(), masses.topk(5, dim=2).values, atol=1e-4, rtol=1e-3
         )
-        by_image = masses.gather(2, found.images)
+        by_image = masses.gather(2, found.images)  # each mass is that of its image
         torch.testing.assert_close(found.masses.double(), by_image, atol=1e-4, rtol=1e-3)
         entropy = -(masses * masses.clamp_min(1e-300).log()).sum(2)
         torch.testing.assert_close(found.entropy.double(), entropy, atol=1e-3, rtol=1e-3)

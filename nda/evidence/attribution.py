@@ -183,7 +183,7 @@ class Attributor:
         (posterior,) = self._among(query, some).posteriors
         masses = fitting(posterior, self._nobody)[0].double()
         masses = masses.unflatten(0, (self.how.size, self.how.size))
-        mean = masses.mean((0, 1))
+        mean = masses.mean((0, 1)).round(decimals=6)
         share = torch.tensor([*map(rounded, shares(masses).tolist())], dtype=torch.float64)
         order = mean.argsort(descending=True, stable=True)
         order = order[share[order].argsort(descending=True, stable=True)][: self.how.top]
@@ -312,7 +312,10 @@ class Attributor:
     ) -> Map:
         both = masses.sum(3)
         few = min(FEW, len(named))
-        mass, which = both[..., named].topk(few, dim=2)
+        # those that are the same to rounding in the order of the bank
+        ranks = both[..., named].round(decimals=4).argsort(stable=True, dim=2, descending=True)
+        which = ranks[..., :few]
+        mass = both[..., named].gather(2, which)
         views = masses[:, :, named].gather(
             2, which[..., None].expand(*which.shape, masses.shape[3])
         )

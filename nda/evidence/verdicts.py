@@ -233,20 +233,20 @@ def judge(
     Returns:
         What the page says first.
     """
-    share, p, level = reading.largest, null.p(reading.largest), LEVELS[0]
+    share, p = reading.largest, null.p(reading.largest)
     told = [
-        f"{names[n]} ({100 * one:.0f} %)"
+        names[n]
         for n, one in zip(reading.images, reading.shares, strict=True)
-        if one > 0 and null.p(one) <= level
+        if one > 0 and null.p(one) <= LEVELS[0]
     ]
     if same is not None:
-        return Verdict("copy", f"a copy of {same}, byte for byte", share, p)
+        return Verdict("copy", f"A copy of {same}, byte for byte", share, p)
     if not told:
-        why = f"the largest share of its pixels that one image explains is {100 * share:.0f} %"
-        if null.thresholds[0].share is None:
-            why += f", and {len(null.shares)} held-out images are too few to judge it"
-        return Verdict("none", f"no attributable source: {why} (p = {p:.2g})", share, p)
+        few = f": {len(null.shares)} held-out images are too few to say more"
+        few *= null.thresholds[0].share is None
+        return Verdict("none", f"No attributable source{few}", share, p)
     if share >= WHOLE * whole:
-        return Verdict("copy", f"a copy of {told[0]} of its pixels; p = {p:.2g}", share, p)
-    more = f" and {len(told) - TELL} more" * (len(told) > TELL)
-    return Verdict("parts", f"parts from {', '.join(told[:TELL])}{more}; p = {p:.2g}", share, p)
+        return Verdict("copy", f"A copy of {told[0]}", share, p)
+    first, last = told[: TELL - 1], told[TELL - 1 :]
+    first += [f"{len(last)} more"] if len(last) > 1 else last
+    return Verdict("parts", f"Parts from {' and '.join(first)}", share, p)

@@ -23,6 +23,9 @@ from nda.nonparametric.patches import Posterior, Windows
 NOBODY = 1.5  # nats per number in a window
 PART = 4  # a square's side is that of the query by it
 LEAST = 0.5  # of a square's mass
+# At low noise most masses are nearly 0 or 1, and half of a square's pixels have half of its mass, to
+# rounding: that shall count.
+SLACK = 1e-3
 
 
 def nobody(windows: Windows, channels: int) -> float:
@@ -75,7 +78,7 @@ def owed(
             f"masses must be maps of at least {PART} x {PART} pixels, not {tuple(masses.shape[:2])}"
         )
     maps = masses.movedim(2, 0)[:, None]
-    squares = F.avg_pool2d(maps, side, stride=1) >= least
+    squares = F.avg_pool2d(maps, side, stride=1) >= least - SLACK
     around = F.pad(squares.to(masses), [side - 1] * 4)
     return (F.max_pool2d(around, side, stride=1)[:, 0] > 0).movedim(0, 2)
 
