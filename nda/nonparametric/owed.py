@@ -23,8 +23,8 @@ from nda.nonparametric.patches import Posterior, Windows
 NOBODY = 1.5  # nats per number in a window
 PART = 4  # a square's side is that of the query by it
 LEAST = 0.5  # of a square's mass
-# At low noise most masses are nearly 0 or 1, and half of a square's pixels have half of its mass, to
-# rounding: that shall count.
+# At low noise most masses are nearly 0 or 1, and half of a square's pixels have half of its mass,
+# to rounding: that shall count.
 SLACK = 1e-3
 
 
