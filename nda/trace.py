@@ -5,7 +5,7 @@ import base64
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
@@ -57,7 +57,7 @@ class Trace:
     """What `trace` found: read `suspects`, or `write` the report."""
 
     name: str
-    folder: Folder
+    folder: Folder  # without its pixels, which the bank has
     bank: Bank
     how: How
     held_out: str
@@ -242,7 +242,9 @@ def trace(
     check_positive("planted", planted)
     pictures = list(_suspects(suspects, size))
     read = read_all(Path(folder), size)
-    bank, shown = Bank.of(read), one_line(printable(Path(folder).resolve().name))
+    bank = Bank.of(read)
+    read = replace(read, pixels=read.pixels[:0].clone())  # the bank has them
+    shown = one_line(printable(Path(folder).resolve().name))
     if len(bank) < 2:
         raise InputError(
             f"{shown} has one picture, and every pixel would be owed to it; give it more of those"
@@ -298,7 +300,7 @@ def _found(
 ) -> Suspect:
     """Everything about one suspect."""
     bank, names = attributor.bank, [folder.names[n] for n in attributor.bank.file]
-    files = dict(zip(folder.sha256, folder.names, strict=True))
+    files = dict(zip(reversed(folder.sha256), reversed(folder.names), strict=True))
     same, pixels = files.get(picture.sha256), digest(picture.pixels)
     notes = list(picture.notes)
     if same is not None:
@@ -345,6 +347,7 @@ def check_output(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"output {shown} is a file; name a folder")
     there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    there = {name for name in there if not name.startswith(".writing-")}  # of a killed run
     if other := sorted(there - FILES):
         raise InputError(
             f"output {shown} has other content ({one_line(printable(other[0]))}); name a new folder"

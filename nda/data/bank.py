@@ -85,16 +85,16 @@ class Bank:
         return floats(self.pixels[torch.as_tensor(places, dtype=torch.long)])
 
 
-def digest(picture: UInt8[Tensor, "chan row col"]) -> str:
+def digest(pixels: UInt8[Tensor, "..."]) -> str:
     """Of pixels.
 
     Args:
-        picture: in 256 levels.
+        pixels: in 256 levels.
 
     Returns:
         Their sha256.
     """
-    return hashlib.sha256(picture.contiguous().numpy().tobytes()).hexdigest()
+    return hashlib.sha256(pixels.contiguous().numpy().tobytes()).hexdigest()
 
 
 def floats(pictures: UInt8[Tensor, "*image chan row col"]) -> Float[Tensor, "*image chan row col"]:

@@ -21,10 +21,11 @@ from nda.evidence.calibration import rounded
 from nda.methods import METHODS
 from nda.nonparametric.config import NDAConfig
 from nda.nonparametric.index import candidates
-from nda.nonparametric.owed import LEAST, NOBODY, PART, fitting, nobody, shares
+from nda.nonparametric.owed import LEAST, NOBODY, PART, fitting, nobody, shares, varied
 from nda.nonparametric.partial import Partial, merge, partial_scores
 from nda.nonparametric.patches import Windows
 from nda.nonparametric.provenance import entropies, heaviest
+from nda.schedule import sigma
 from nda.store import Store, digest_json
 
 READING = (NOBODY, PART, LEAST)  # what a reading is, beside the choices of a user
@@ -183,6 +184,8 @@ class Attributor:
         (posterior,) = self._among(query, some).posteriors
         masses = fitting(posterior, self._nobody)[0].double()
         masses = masses.unflatten(0, (self.how.size, self.how.size))
+        timestep = self.how.timesteps[0]
+        masses *= varied(floats(query), self.how.patch(timestep), sigma(timestep))[..., None]
         mean = masses.mean((0, 1)).round(decimals=6)
         share = torch.tensor([*map(rounded, shares(masses).tolist())], dtype=torch.float64)
         order = mean.argsort(descending=True, stable=True)
@@ -299,7 +302,7 @@ class Attributor:
                 name = f"division/{digest_json(block.tolist())[:16]}"
                 self.store.save(name, block, axes="image")
                 found.append(torch.tensor([self.place[n] for n in block.tolist()]))
-        return found
+        return sorted(found, key=lambda block: int(block[0]))  # one order of the sums
 
     def _map(
         self,

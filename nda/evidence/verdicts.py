@@ -121,7 +121,7 @@ def _alone(bank: Bank, name: str, count: int, flips: bool) -> tuple[list[int], i
     """The first pictures of a draw that have no near copy, and how many before them have one."""
     chosen: list[int] = []
     near, order = 0, torch.tensor(bank.draw(name))
-    for some in order.split(max(1, count)):
+    for some in order.split(max(64, count)):
         copies = near_copies(bank.pixels[some], bank.pixels, flips=flips)
         for n, found in zip(some.tolist(), copies, strict=True):
             if len(chosen) == count:
@@ -186,10 +186,13 @@ def power(
         count: copies of each case.
 
     Returns:
-        Every case, and the median share of an exact copy.
+        Every case, and the median share of an exact copy. No cases if all pictures have near
+        copies.
     """
     bank, flips = attributor.bank, attributor.how.flips
     sources, _ = _alone(bank, "planted", count, flips)
+    if not sources:
+        return [], 1.0
     pixels, none = bank.floats(sources)[:, None], ((),) * len(sources)
     asked = {
         case: (torch.cat([plants.copies(one, 1, kind).queries for one in pixels]), none)

@@ -11,7 +11,7 @@ for nearest neighbours would have to hold every patch of every image, 169 a pict
 held but the images.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,9 @@ from tqdm import tqdm
 from nda.errors import InputError, check_positive
 
 SIDE, PATCH, STRIDE, WHOLE = 16, 4, 3, 8  # in pooled pixels
+TOGETHER = 512  # images of which the nearest are picked at once
 BLOCK_BYTES = 32 * 2**20  # of the distances of one block of images
+NUMBERS = 2**32  # more than there are images
 
 
 def candidates(
@@ -78,29 +80,21 @@ def _first(
 def _nearest(queries: Tensor, train: Tensor, count: int, flips: bool) -> Int[Tensor, "q row place"]:
     """The nearest images of every row, nearest first; of equal ones the first."""
     asked, whole = _asked(queries)
-    distance = torch.empty(len(queries), asked.shape[1] + 1, 0)
-    image = torch.empty(*distance.shape, dtype=torch.long)
-    for start, block in _blocks(train, asked.shape[:2].numel(), flips):
-        found = torch.cat([_patches(asked, block, flips), _wholes(whole, block, flips)], 1)
-        numbers = torch.arange(start, start + len(block)).expand_as(found)
-        distance, image = torch.cat([distance, found], 2), torch.cat([image, numbers], 2)
-        if distance.shape[2] > 2 * count:
-            distance, image = _least(distance, image, count)
-    return _least(distance, image, count)[1]
-
-
-def _least(distance: Tensor, image: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    order = distance.argsort(stable=True, dim=2)[:, :, :count]
-    return distance.gather(2, order), image.gather(2, order)
-
-
-def _blocks(train: Tensor, rows: int, flips: bool) -> Iterator[tuple[int, Float[Tensor, "..."]]]:
-    """Pooled images, some at a time."""
     places = (SIDE - PATCH + 1) ** 2 * (1 + flips)
-    size = max(1, BLOCK_BYTES // (4 * rows * places))
-    starts = range(0, len(train), size)
+    size = max(1, BLOCK_BYTES // (4 * asked.shape[:2].numel() * places))
+    best = torch.empty(len(queries), asked.shape[1] + 1, 0, dtype=torch.long)
+    starts = range(0, len(train), TOGETHER)
     for start in tqdm(starts, desc="candidates", unit="block", leave=False, delay=2):
-        yield start, _pooled(train[start : start + size])
+        found = [
+            torch.cat([_patches(asked, block, flips), _wholes(whole, _views(block, flips))], 1)
+            for block in _pooled(train[start : start + TOGETHER]).split(size)
+        ]
+        # distance and number in one integer, so that there are no ties
+        keys = torch.cat(found, 2).long() * NUMBERS
+        keys += torch.arange(start, start + keys.shape[2])
+        best = torch.cat([best, keys], 2)
+        best = best.topk(min(count, best.shape[2]), largest=False, sorted=True).values
+    return best % NUMBERS
 
 
 def _pooled(images: UInt8[Tensor, "..."]) -> Float[Tensor, "image chan row col"]:
@@ -128,10 +122,17 @@ def _patches(asked: Tensor, block: Tensor, flips: bool) -> Float[Tensor, "query 
     return found.T.unflatten(0, asked.shape[:2])
 
 
-def _wholes(whole: Tensor, block: Tensor, flips: bool) -> Float[Tensor, "query one image"]:
-    views = [block, block.flip(-1)] if flips else [block]
-    flat = torch.stack([_small(view) for view in views])
-    found = flat.square().sum(2)[:, None] - 2 * whole @ flat.mT  # [view, query, image]
+def _views(pooled: Float[Tensor, "image chan row col"], flips: bool) -> Float[Tensor, "v image d"]:
+    """Images at 8 x 8 pixels, and their mirror images."""
+    return torch.stack(
+        [_small(view) for view in ([pooled, pooled.flip(-1)] if flips else [pooled])]
+    )
+
+
+def _wholes(
+    whole: Float[Tensor, "query dim"], views: Float[Tensor, "view image dim"]
+) -> Float[Tensor, "query one image"]:
+    found = views.square().sum(2)[:, None] - 2 * whole @ views.mT  # [view, query, image]
     return found.amin(0)[:, None]
 
 
@@ -156,17 +157,14 @@ def near_copies(
     Returns:
         For each query, their numbers.
     """
-    few = min(few, len(train))
-    whole = _asked(queries)[1]
-    distance = torch.cat(
-        [_wholes(whole, _pooled(some), flips)[:, 0] for some in train.split(1000)], 1
-    )
+    small = torch.cat([_views(_pooled(some), flips) for some in train.split(TOGETHER)], 1)
     found = []
-    for query, row in zip(queries.double(), distance, strict=True):
-        nearest = row.topk(few, largest=False).indices
-        near = train[nearest].double()
-        views = torch.stack([near, near.flip(-1)] if flips else [near])
-        gaps = (views - query).square().mean((2, 3, 4)).sqrt().amin(0)
-        spread = query.std(correction=0)
-        found.append(sorted(nearest[gaps <= within * spread].tolist()))
+    for some in queries.split(TOGETHER):
+        distances = _wholes(_asked(some)[1], small)[:, 0]
+        nearest = distances.topk(min(few, len(train)), largest=False).indices
+        for query, row in zip(some.double(), nearest, strict=True):
+            near = train[row].double()
+            views = torch.stack([near, near.flip(-1)] if flips else [near])
+            gaps = (views - query).square().mean((2, 3, 4)).sqrt().amin(0)
+            found.append(sorted(row[gaps <= within * query.std(correction=0)].tolist()))
     return found

@@ -1,12 +1,14 @@
 """Which pixels of a query are owed to one image: the posterior, read by place.
 
 At low noise every pixel has some image that explains the window around it best, a stranger's too.
-Two things tell a part that was taken from an image.
+Three things tell a part that was taken from an image.
 
 - It fits. A window of D numbers that was taken from an image differs from it by the noise alone,
   and its logit is about -D/2. So beside the images stands *nobody*, who has the logit -3D/2 at
   every window. An image has less mass than nobody if it differs by more than √2 standard deviations
   of the noise, which are 17 of 256 levels at timestep 25.
+- It has something in it. A window that varies less than the noise looks like those of many images.
+  It is nobody's, too.
 - It holds together. The images that explain neighbouring pixels of a stranger are different ones.
   So a pixel is owed to an image if it lies in a square, a quarter of the query's side wide, of
   which this image has at least half of the mass on average.
@@ -54,6 +56,25 @@ def fitting(posterior: Posterior, logit: float) -> Float[Tensor, "query position
     total = posterior.log_total
     log_images = total - torch.logaddexp(total, torch.full_like(total, logit))
     return (posterior.log_share + log_images[:, :, None].to(posterior.log_share)).exp()
+
+
+def varied(
+    query: Float[Tensor, "chan row col"], patch: int, least: float
+) -> Bool[Tensor, "row col"]:
+    """The pixels whose windows have something in them.
+
+    Args:
+        query: pixels in [-1, 1].
+        patch: side of the windows, odd; outside of the query, its edge is repeated.
+        least: standard deviation of a window's pixels from the window's mean colour.
+
+    Returns:
+        For every pixel.
+    """
+    padded = F.pad(query[None].double(), [patch // 2] * 4, mode="replicate")
+    mean = F.avg_pool2d(padded, patch, stride=1)
+    variance = F.avg_pool2d(padded.square(), patch, stride=1) - mean.square()
+    return variance.clamp_min(0).mean((0, 1)).sqrt() >= least
 
 
 def owed(
