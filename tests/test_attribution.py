@@ -12,9 +12,10 @@ from nda.data.untrusted import Folder
 from nda.errors import InputError
 from nda.evidence import attribution
 from nda.evidence.attribution import Attributor, How
-from nda.nonparametric.owed import shares
+from nda.nonparametric.owed import shares, varied
 from nda.nonparametric.patches import patch_posterior, shared_noise
 from nda.nonparametric.provenance import provenance
+from nda.schedule import sigma
 from nda.store import Store
 
 HOW = How(size=8, timesteps=(25, 300), top=4)
@@ -74,7 +75,7 @@ def test_reading_is_the_share_of_the_posterior(tmp_path, flips):
     sums = sums[0].exp().unflatten(1, (-1, len(left))).sum(1)  # [position, image]
     window = 3 * how.patch(25) ** 2
     masses = sums / (sums.sum(1, keepdim=True) + math.exp(-1.5 * window))  # beside nobody
-    masses = masses.unflatten(0, (8, 8))
+    masses = masses.unflatten(0, (8, 8)) * varied(query[0], how.patch(25), sigma(25))[..., None]
     expected = dict(zip(left, zip(shares(masses), masses.mean((0, 1)), strict=True), strict=True))
     for what, found_here in enumerate((found.shares, found.masses)):
         said = dict(zip(found.images, found_here, strict=True))

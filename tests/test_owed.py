@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from nda import rng
 from nda.errors import InputError
-from nda.nonparametric.owed import owed, shares
+from nda.nonparametric.owed import fitting, nobody, owed, shares, varied
+from nda.nonparametric.patches import Posterior, Windows
 
 
 def naive(masses: torch.Tensor) -> torch.Tensor:
@@ -58,6 +59,34 @@ def test_half_of_a_square_is_enough_whatever_the_rounding():
     masses = torch.zeros(8, 8, 1)
     masses[::2] = 1 - 1e-7
     assert shares(masses)[0] == 1
+
+
+@given(st.integers(0, 99), st.sampled_from([3, 5]))
+def test_windows_that_vary(seed, patch):
+    query = torch.rand(3, 6, 7, generator=rng.generator("varied", seed)).double()
+    query[:, :3] /= 10
+    found, half = varied(query, patch, 0.2), patch // 2
+    for row in range(6):
+        for col in range(7):
+            rows = [min(max(r, 0), 5) for r in range(row - half, row + half + 1)]
+            cols = [min(max(c, 0), 6) for c in range(col - half, col + half + 1)]
+            window = query[:, rows][:, :, cols].flatten(1)
+            spread = (window - window.mean(1, keepdim=True)).square().mean().sqrt()
+            assert found[row, col] == (spread >= 0.2)
+
+
+def test_a_flat_picture_does_not_vary():
+    assert not varied(torch.full((3, 8, 8), 0.3), 3, 0.01).any()
+
+
+def test_nobody_has_what_no_image_fits():
+    logit = nobody(Windows(8, 8, 3), 3)
+    assert logit == -1.5 * 27
+    totals = torch.tensor([[-13.5, -40.5, -400.0]]).double()  # a source, like nobody, a stranger
+    shares_of_all = torch.tensor([[[0.75, 0.25]] * 3]).log()
+    masses = fitting(Posterior(torch.arange(2), totals, shares_of_all), logit)
+    expected = torch.tensor([[[0.75, 0.25], [0.375, 0.125], [0.0, 0.0]]])
+    torch.testing.assert_close(masses, expected, atol=1e-6, rtol=1e-5)
 
 
 def test_images_may_come_in_any_order():
