@@ -5,7 +5,7 @@
 For the digits, and for CIFAR-10 where NDA_DATA points to it. Test images have no source among the
 train images, so every attribution is false. They are judged in two ways. *Set aside*: the null is
 that of 100 train images, each left out in turn, as the command does it by default. *Held out*: the
-test images are split at random into 200 that make the null and the others, which are judged. Each
+test images are split at random into a half that makes the null and one that is judged. Each
 way is repeated over random splits, and the table says in how many of them the rate that was aimed
 at lies in the 95 % binomial interval of what happened.
 
@@ -121,7 +121,8 @@ def rows(data: str, inside: list[float], outside: list[float], splits: int) -> l
                 test = drawn(outside, data, split)
                 null = drawn(inside, data, way, split)[:100]
                 if way == "held out":
-                    null, test = test[:200], test[200:]
+                    half = len(test) // 2
+                    null, test = test[:half], test[half:]
                 share = threshold(null, level).share
                 reached = sum(share is not None and one >= share for one in test)
                 low, high = interval(reached, len(test))
