@@ -5,9 +5,9 @@
 For the digits, and for CIFAR-10 where NDA_DATA points to it. Test images have no source among the
 train images, so every attribution is false. They are judged in two ways. *Set aside*: the null is
 that of 100 train images, each left out in turn, as the command does it by default. *Held out*: the
-test images are split at random into a half that makes the null and one that is judged. Each
-way is repeated over random splits, and the table says in how many of them the rate that was aimed
-at lies in the 95 % binomial interval of what happened.
+test images are split at random into a half that makes the null and one that is judged. Each way is
+repeated over random splits, and the table says in how many of them (`kept`) the rate that was aimed
+at was not exceeded, or lies in the 95 % binomial interval of what happened.
 
 Readings are kept in the cache, so that a killed run goes on. The table goes to
 `data/results/<profile>/calibration.csv`.

@@ -235,8 +235,8 @@ def main() -> None:
             flush=True,
         )
     if options.recall:
-        made = pictures(max(options.images), options.data)
-        print(recall(made, asked[: options.recall], Store(place), name))
+        every = pictures(max(options.images), options.data)
+        print(recall(every, asked[: options.recall], Store(place), name))
 
 
 if __name__ == "__main__":

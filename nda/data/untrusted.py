@@ -169,7 +169,8 @@ def read_all(folder: Path, size: int) -> Folder:
         raise InputError(f"{shown} {what}; name a folder of images")
     paths = files(folder)
     pixels = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
-    names, of, sha256, unreadable = [], [], [], []
+    names: list[str] = []
+    of, sha256, unreadable = [], [], []
     for path in tqdm(paths, desc="reading images", delay=2):
         name = printable(path.relative_to(folder))
         try:

@@ -160,9 +160,9 @@ class Attributor:
         names = [self._name(query, banned) for query, banned in zip(queries, without, strict=True)]
         todo = [n for n, name in enumerate(names) if name not in self.store]
         if todo:
-            asked, banned = queries[todo], [without[n] for n in todo]
-            how = {"flips": self.how.flips, "without": banned}
-            found = candidates(asked, self.bank.pixels, self.how.candidates, **how)
+            asked, bank, banned = queries[todo], self.bank.pixels, [without[n] for n in todo]
+            count, flips = self.how.candidates, self.how.flips
+            found = candidates(asked, bank, count, flips=flips, without=banned)
             bar = tqdm(zip(todo, asked, found, strict=True), desc="readings", total=len(todo))
             for n, query, some in bar:
                 self.store.save(names[n], self._read(query, some))

@@ -193,7 +193,8 @@ def power(
     sources, _ = _alone(bank, "planted", count, flips)
     if not sources:
         return [], 1.0
-    pixels, none = bank.floats(sources)[:, None], ((),) * len(sources)
+    pixels = bank.floats(sources)[:, None]
+    none: tuple[tuple[int, ...], ...] = ((),) * len(sources)
     asked = {
         case: (torch.cat([plants.copies(one, 1, kind).queries for one in pixels]), none)
         for case, kind in COPIES.items()
