@@ -194,32 +194,33 @@ def power(
     if not sources:
         return [], 1.0
     pixels = bank.floats(sources)[:, None]
-    none: tuple[tuple[int, ...], ...] = ((),) * len(sources)
-    asked = {
-        case: (torch.cat([plants.copies(one, 1, kind).queries for one in pixels]), none)
-        for case, kind in COPIES.items()
-    }
-    hosts = [n % len(strangers.pixels) for n in range(len(sources)) if len(strangers.pixels)]
-    for case, (part, moved) in PARTS.items() if hosts else ():
-        pairs = zip(pixels, floats(strangers.pixels[hosts])[:, None], strict=True)
-        made = [
-            plants.transplants(one, host, 1, part, moved, seed=n).queries
-            for n, (one, host) in enumerate(pairs)
-        ]
-        asked[case] = torch.cat(made), tuple(strangers.without[n] for n in hosts)
-    found, level = {}, LEVELS[0]
-    for case, (queries, without) in asked.items():
-        found[case] = attributor.readings(levels(queries), without)
-    cases = [
-        Power(
-            case,
-            len(sources),
-            sum(null.p(one.largest) <= level for one in readings),
-            sum(one.images[0] == n for one, n in zip(readings, sources, strict=True)),
-        )
-        for case, readings in found.items()
-    ]
-    return cases, median(one.largest for one in found["exact copy"])
+    asked: list[tuple[str, int, Tensor, tuple[int, ...]]] = []
+    for case, kind in COPIES.items():
+        for n, one in zip(sources, pixels, strict=True):
+            asked.append((case, n, plants.copies(one, 1, kind).queries, ()))
+    for case, (part, moved) in PARTS.items():
+        for seed, (n, one) in enumerate(zip(sources, pixels, strict=True)):
+            if (host := _host(strangers, n, seed)) is not None:
+                onto = floats(strangers.pixels[[host]])
+                made = plants.transplants(one, onto, 1, part, moved, seed=seed).queries
+                asked.append((case, n, made, strangers.without[host]))
+    queries = levels(torch.cat([query for _, _, query, _ in asked]))
+    readings = attributor.readings(queries, [without for *_, without in asked])
+    found = []
+    for case in dict.fromkeys(case for case, *_ in asked):
+        here = [(n, one) for (c, n, *_), one in zip(asked, readings, strict=True) if c == case]
+        reached = sum(null.p(one.largest) <= LEVELS[0] for _, one in here)
+        found.append(Power(case, len(here), reached, sum(one.images[0] == n for n, one in here)))
+    exact = next(iter(COPIES))
+    whole = [one.largest for (c, *_), one in zip(asked, readings, strict=True) if c == exact]
+    return found, median(whole)
+
+
+def _host(strangers: Strangers, source: int, start: int) -> int | None:
+    """A stranger that a part of `source` can be planted in: not this picture itself."""
+    count = len(strangers.pixels)
+    turns = [(start + n) % count for n in range(count)]
+    return next((n for n in turns if source not in strangers.without[n]), None)
 
 
 def judge(
