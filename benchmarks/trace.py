@@ -31,11 +31,12 @@ from nda.data import images
 from nda.data.bank import Bank, floats
 from nda.data.pixels import levels
 from nda.data.untrusted import Folder
-from nda.evidence.attribution import How
+from nda.evidence.attribution import How, readable
 from nda.evidence.calibration import rounded
 from nda.nonparametric.index import candidates
 from nda.nonparametric.owed import shares
 from nda.nonparametric.partial import merge, partial_scores
+from nda.nonparametric.patches import Posterior
 from nda.places import cache
 from nda.store import Store
 
@@ -164,11 +165,12 @@ def exact_top(query: Tensor, bank: Bank) -> Tensor:
         partial_scores(floats(query)[None], bank.floats(some), config, images=some.tolist())
         for some in everything.split(1000)
     ]
-    log_share = merge(parts).posteriors[0].log_share[0]
+    (whole,) = merge(parts).posteriors
     del parts
-    mean = log_share.exp().mean(0, dtype=torch.float64)
-    likely = mean.topk(min(2000, len(bank))).indices  # a square is 1/16 of all pixels, half owned
-    masses = log_share[:, likely].exp().double().unflatten(0, (HOW.size, HOW.size))
+    mean = whole.log_share[0].exp().mean(0, dtype=torch.float64)
+    likely = mean.topk(min(2000, len(bank))).indices  # who owns a square has 1/32 of all mass
+    part = Posterior(likely, whole.log_total, whole.log_share[:, :, likely])
+    masses = readable(floats(query), part, HOW)
     share = torch.tensor([rounded(one) for one in shares(masses).tolist()])
     order = share.argsort(descending=True, stable=True)[:TOP]
     return torch.stack([likely[order], (share[order] * 10_000).round().long()])

@@ -1,7 +1,5 @@
 """Who is held out, what is planted, and what is said."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from photographs import photographs
@@ -9,7 +7,7 @@ from test_attribution import bank
 
 from nda.errors import InputError
 from nda.evidence import verdicts
-from nda.evidence.attribution import How, Reading
+from nda.evidence.attribution import Attributor, How, Reading
 from nda.evidence.verdicts import Null, Strangers, judge
 
 PIXELS = photographs(9, 8)
@@ -17,11 +15,11 @@ NAMES = [f"{n}.png" for n in range(9)]
 NULL = Null((0.0,) * 37 + (0.1, 0.2))
 
 
-class Recorder:
-    """In place of an attributor: owes every query to picture 0."""
+class Recorder(Attributor):
+    """Owes every query to picture 0."""
 
-    def __init__(self):
-        self.bank, self.how, self.asked = bank(PIXELS), How(size=8), []
+    def __init__(self, pixels=PIXELS):
+        self.bank, self.how, self.asked = bank(pixels), How(size=8), []
 
     def readings(self, queries, without):
         self.asked += list(zip(queries, without, strict=True))
@@ -73,8 +71,7 @@ def test_without_strangers_only_copies_are_planted():
 
 def test_of_twins_alone_nothing_is_planted():
     twins = torch.cat([PIXELS[:1], (PIXELS[:1].int() + 1).clamp(0, 255).byte()])
-    attributor = SimpleNamespace(bank=bank(twins), how=How(size=8))
-    assert verdicts.power(attributor, Strangers(PIXELS[:0], (), 0), NULL, 2) == ([], 1.0)
+    assert verdicts.power(Recorder(twins), Strangers(PIXELS[:0], (), 0), NULL, 2) == ([], 1.0)
 
 
 @pytest.mark.parametrize(

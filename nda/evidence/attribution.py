@@ -23,7 +23,7 @@ from nda.nonparametric.config import NDAConfig
 from nda.nonparametric.index import candidates
 from nda.nonparametric.owed import LEAST, NOBODY, PART, fitting, nobody, shares, varied
 from nda.nonparametric.partial import Partial, merge, partial_scores
-from nda.nonparametric.patches import Windows
+from nda.nonparametric.patches import Posterior, Windows
 from nda.nonparametric.provenance import entropies, heaviest
 from nda.schedule import sigma
 from nda.store import Store, digest_json
@@ -127,6 +127,28 @@ class Map:
     outside: float
 
 
+def readable(
+    query: Float[Tensor, "chan row col"], posterior: Posterior, how: How
+) -> Float[Tensor, "row col image"]:
+    """The masses that a reading is made of: those that fit, at pixels with something in them.
+
+    Args:
+        query: pixels in [-1, 1].
+        posterior: of this query alone, at the first timestep.
+        how: all choices.
+
+    Returns:
+        Masses of the posterior's images, in float64.
+    """
+    masses = fitting(posterior, _nobody(how))[0].double().unflatten(0, (how.size, how.size))
+    timestep = how.timesteps[0]
+    return masses * varied(query, how.patch(timestep), sigma(timestep))[..., None]
+
+
+def _nobody(how: How) -> float:
+    return nobody(Windows(how.size, how.size, how.patch(how.timesteps[0])), 3)
+
+
 class Attributor:
     """Readings, maps and scores of queries against one bank.
 
@@ -182,20 +204,12 @@ class Attributor:
     def _read(self, query: Tensor, some: Int[Tensor, "candidate"]) -> dict[str, Tensor]:
         """The largest shares among the candidates."""
         (posterior,) = self._among(query, some).posteriors
-        masses = fitting(posterior, self._nobody)[0].double()
-        masses = masses.unflatten(0, (self.how.size, self.how.size))
-        timestep = self.how.timesteps[0]
-        masses *= varied(floats(query), self.how.patch(timestep), sigma(timestep))[..., None]
+        masses = readable(floats(query), posterior, self.how)
         mean = masses.mean((0, 1)).round(decimals=6)
         share = torch.tensor([*map(rounded, shares(masses).tolist())], dtype=torch.float64)
         order = mean.argsort(descending=True, stable=True)
         order = order[share[order].argsort(descending=True, stable=True)][: self.how.top]
         return {"images": posterior.images[order], "shares": share[order], "masses": mean[order]}
-
-    @property
-    def _nobody(self) -> float:
-        size, patch = self.how.size, self.how.patch(self.how.timesteps[0])
-        return nobody(Windows(size, size, patch), self.bank.pixels.shape[1])
 
     def _among(self, query: Tensor, some: Int[Tensor, "candidate"]) -> Partial:
         """The posterior among the candidates, less of it that an earlier run has kept."""
@@ -206,7 +220,7 @@ class Attributor:
         kept = None
         if name in self.store:
             kept = Partial.from_tensors(config, self.store.load(name))
-            kept = kept.only(numbers, least=self._nobody)
+            kept = kept.only(numbers, least=_nobody(self.how))
         parts = [] if kept is None else [kept]
         there = numbers[:0] if kept is None else kept.posteriors[0].images
         new = ~torch.isin(numbers, there)
