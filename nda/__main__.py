@@ -106,12 +106,15 @@ def _add_trace(commands: Any) -> None:
         help="images that have no source in FOLDER but are otherwise like its images (default:"
         " images of FOLDER, each left out in turn)",
     )
-    trace.add_argument(
-        "--size", type=int, default=32, metavar="PX", help="side to compare images at (default 32)"
-    )
-    trace.add_argument(
-        "--top", type=int, default=20, metavar="N", help="sources to list (default 20)"
-    )
+    numbers = {
+        "size": (32, "side in pixels at which images are compared"),
+        "top": (20, "sources to list"),
+        "exact-above": (5000, "above so many images maps are made among candidates"),
+        "strangers": (100, "held-out images"),
+    }
+    for name, (default, what) in numbers.items():
+        said = f"{what} (default {default})"
+        trace.add_argument(f"--{name}", type=int, default=default, metavar="N", help=said)
     trace.add_argument(
         "--flips",
         action=argparse.BooleanOptionalAction,
@@ -126,16 +129,6 @@ def _add_trace(commands: Any) -> None:
         metavar="T",
         help="noise levels of the maps, 0…999, ascending; the verdict is read at the first (default"
         " 25 100 300)",
-    )
-    trace.add_argument(
-        "--exact-above",
-        type=int,
-        default=5000,
-        metavar="N",
-        help="above so many images maps are made among candidates (default 5000)",
-    )
-    trace.add_argument(
-        "--strangers", type=int, default=100, metavar="N", help="held-out images (default 100)"
     )
     trace.add_argument(
         "-o", dest="output", type=Path, required=True, metavar="REPORT", help="folder to write to"

@@ -251,14 +251,10 @@ def trace(
             " that the model was trained on"
         )
     attributor = Attributor(bank, how, Store(cache() / "trace"))
-    names = [read.names[n] for n in bank.file]
     if held_out is None:
         aside, source = verdicts.set_aside(bank, strangers, flips=flips), ASIDE
     else:
-        other_folder = read_all(Path(held_out), size)
-        other = Bank.of(other_folder)
-        both = [one_line(n) for n in names + [other_folder.names[n] for n in other.file]]
-        aside = verdicts.held_out(bank, other, both, strangers)
+        aside = _held_out(read, bank, Path(held_out), strangers)
         source = printable(Path(held_out).resolve().name)
     null = verdicts.null(attributor, aside)
     power, whole = verdicts.power(attributor, aside, null, planted)
@@ -269,6 +265,14 @@ def trace(
     ]
     name = printable(Path(folder).resolve().name)
     return Trace(name, read, bank, how, source, aside, null, tuple(power), tuple(found))
+
+
+def _held_out(folder: Folder, bank: Bank, place: Path, count: int) -> Strangers:
+    """Images of a folder of their own."""
+    read = read_all(place, bank.pixels.shape[-1])
+    other = Bank.of(read)
+    names = [folder.names[n] for n in bank.file] + [read.names[n] for n in other.file]
+    return verdicts.held_out(bank, other, [*map(one_line, names)], count)
 
 
 def _suspects(places: Sequence[Path | str], size: int) -> Iterator[Picture]:
