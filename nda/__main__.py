@@ -1,8 +1,9 @@
-"""The command line: run the notebooks of a profile, retrain its subset models, ship its results, or
-score attributions of your own."""
+"""The command line: run the notebooks of a profile, retrain its subset models, ship its results,
+score attributions of your own, or trace your own images."""
 
 import argparse
 import logging
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(prog="nda", description=__doc__)
     root.add_argument("--version", action="version", version=f"nda {__version__}")
     commands = root.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for add in (_add_run, _add_retrain, _add_score, _add_ship):
+    for add in (_add_run, _add_retrain, _add_score, _add_trace, _add_ship):
         add(commands)
     return root
 
@@ -86,6 +87,51 @@ def _add_score(commands: Any) -> None:
     )
     score.add_argument(
         "--profile", required=True, help="whose results to score against, for example small"
+    )
+
+
+def _add_trace(commands: Any) -> None:
+    trace = commands.add_parser(
+        "trace", help="look for the sources of images of your own among the images of a folder"
+    )
+    trace.set_defaults(do=_trace)
+    trace.add_argument("folder", type=Path, metavar="FOLDER", help="images that a model was shown")
+    trace.add_argument(
+        "suspects", type=Path, nargs="+", metavar="SUSPECT", help="image files, or folders of them"
+    )
+    trace.add_argument(
+        "--held-out",
+        type=Path,
+        metavar="FOLDER2",
+        help="images that have no source in FOLDER but are otherwise like its images (default:"
+        " images of FOLDER, each left out in turn)",
+    )
+    numbers = {
+        "size": (32, "side in pixels at which images are compared"),
+        "top": (20, "sources to list"),
+        "exact-above": (5000, "above so many images maps are made among candidates"),
+        "strangers": (100, "held-out images"),
+    }
+    for name, (default, what) in numbers.items():
+        said = f"{what} (default {default})"
+        trace.add_argument(f"--{name}", type=int, default=default, metavar="N", help=said)
+    trace.add_argument(
+        "--flips",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="compare mirror images, too",
+    )
+    trace.add_argument(
+        "--timesteps",
+        type=int,
+        nargs="+",
+        default=(25, 100, 300),
+        metavar="T",
+        help="noise levels of the maps, 0…999, ascending; the verdict is read at the first (default"
+        " 25 100 300)",
+    )
+    trace.add_argument(
+        "-o", dest="output", type=Path, required=True, metavar="REPORT", help="folder to write to"
     )
 
 
@@ -157,6 +203,21 @@ def _score(options: argparse.Namespace) -> None:
     print(scorecard.score(scores, options.queries, options.profile, **asked))
 
 
+def _trace(options: argparse.Namespace) -> None:
+    from nda import trace  # here, with torch
+    from nda.report.page import page
+
+    trace.check_output(options.output)
+    names = ("held_out", "size", "top", "flips", "timesteps", "exact_above", "strangers")
+    asked = {name: getattr(options, name) for name in names}
+    found = trace.trace(options.folder, options.suspects, **asked)
+    report = found.report(shlex.join(["nda", *options.typed]))
+    trace.write(report, page(report), options.output)
+    for line in found.lines():
+        print(line)
+    print(f"the page is {options.output / 'index.html'}")
+
+
 def _ship(options: argparse.Namespace) -> None:
     from nda.artefact import release
 
@@ -173,6 +234,7 @@ def main(arguments: list[str] | None = None) -> int:
         The exit code: 0, 1 for a failed notebook, 2 for bad input, 130 if interrupted.
     """
     options = parser().parse_args(arguments)
+    options.typed = sys.argv[1:] if arguments is None else arguments
     logging.basicConfig(level=logging.WARNING)
     try:
         options.do(options)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
@@ -13,6 +13,10 @@ from nda.errors import InputError
 from nda.nonparametric.config import NDAConfig
 from nda.nonparametric.patches import Posterior, patch_posterior
 from nda.nonparametric.patches import merge as merge_posteriors
+
+# Least logarithm of what is left of a block's sum. All weights that an engine leaves out are
+# together below e^-32 of the sum, so that they are less than a thousandth of what is left.
+KEPT = -25.0
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,34 @@ class Partial:
         return torch.stack([weight(term, self.shape) * part.scores() for term, part in parts]).sum(
             0
         )
+
+    def only(self, images: Int[Tensor, "some"], *, least: float = -torch.inf) -> "Partial | None":
+        """The part that some of the images make.
+
+        An engine leaves out what is far below the best of a block. So if the images that made
+        almost all of a position's sum are dropped, what is left may lack weights that now count.
+
+        Args:
+            images: numbers of the images to keep; those that are not here are ignored.
+            least: a logarithm of a sum of weights below which none counts.
+
+        Returns:
+            The same as computing it of these images alone, to rounding and but for sums below
+            `least`; None if that cannot be had.
+        """
+        found = []
+        for posterior in self.posteriors:
+            there = torch.isin(posterior.images, images)
+            if not there.any():
+                return None
+            share = posterior.log_share[:, :, there]
+            left = share.logsumexp(2).clamp_min(-1e9)  # a number even where nothing is left
+            counts = posterior.log_total > least - KEPT
+            if (counts & (left < KEPT)).any():
+                return None
+            total = posterior.log_total + left
+            found.append(Posterior(posterior.images[there], total, share - left[:, :, None]))
+        return replace(self, posteriors=tuple(found))
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything but the configuration.
