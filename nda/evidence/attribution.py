@@ -367,7 +367,7 @@ class Attributor:
         others = [n for n in self.bank.draw("score") if n not in set(images)]
         among = sorted([*images, *others[: max(0, SAMPLE - len(images))]])
         method = METHODS["rfi_gated"]
-        settings = method.settings({"noise_seed": 0})
+        settings = method.settings({"noise_seed": 0, "flips": self.how.flips})
         made = {"settings": settings, "among": [self.bank.digests[n] for n in among]}
         name = f"scores/{digest(query)[:16]}-{digest_json(made)[:16]}"
         if name not in self.store:
