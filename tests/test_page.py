@@ -115,7 +115,7 @@ def test_page_says_the_verdict_and_what_it_is_worth():
     assert "x The image that explains most of it explains 50 % of its pixels" in text
     assert "Of 99 images that have no source in the folder, none reaches that share" in text
     assert "p = 0.01 , the smallest that 99 images can give" in text
-    assert "attributed from a share of 19 % on. So were 4 of 99 images" in text
+    assert "attributed if its share is at least 19 %. So were 4 of 99 images" in text
     assert "a false attribution rate of 4 %" in text and "1.1 % to 10 %" in text
     assert "Of 16 copies of the folder’s images that we planted, 16 were found" in text
     assert "too few held-out images" in text and "nda 1.2.3" in text and "a" * 64 in text

@@ -54,7 +54,9 @@ def test_grey_transparent_tiny_and_animated(tmp_path):
     grey = Image.fromarray(PICTURE[0].numpy())
     grey.save(tmp_path / "grey.png")
     found = read_picture(tmp_path / "grey.png", 16)
-    assert torch.equal(found.pixels, PICTURE[[0, 0, 0]]) and found.notes == ("grey",)
+    assert torch.equal(found.pixels, PICTURE[[0, 0, 0]]) and found.notes == (
+        "grey: in three equal channels",
+    )
 
     Image.new("RGBA", (16, 16), (255, 0, 0, 0)).save(tmp_path / "clear.png")
     found = read_picture(tmp_path / "clear.png", 8)

@@ -122,7 +122,7 @@ def _notes(image: Image.Image) -> tuple[str, ...]:
     frames, (width, height) = getattr(image, "n_frames", 1), image.size
     notes = [f"animated: the first of {frames} frames"] if frames > 1 else []
     if image.mode in ("1", "L", "LA", "F") or image.mode.startswith("I"):
-        notes.append("grey")
+        notes.append("grey: in three equal channels")
     if "A" in image.getbands() or "transparency" in image.info:
         notes.append("transparent: laid over white")
     if min(width, height) < TINY:

@@ -99,7 +99,8 @@ def _sha256(text: str) -> str:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.1f}".removesuffix(".0") + "\u00a0%"
+    shown = f"{100 * share:.1f}" if share >= 0.001 else f"{100 * share:.2g}"
+    return shown.removesuffix(".0") + "\u00a0%"
 
 
 def _count(number: int) -> str:
