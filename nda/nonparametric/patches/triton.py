@@ -1,54 +1,195 @@
-"""draft"""
+"""The engine for GPUs: box filters in Triton (`sweep.py`, which says how). Float32 in, float64
+inside.
+
+The distances of windows nearly cancel where it matters most, and an H100 adds float64 at half the
+rate of float32. So the inner products of windows are running sums of float64, products of two
+float32 pixels are exact in it, and there is one number format for all timesteps. The logits of one
+query patch and one train image never leave the registers: their best one is subtracted, weights are
+float32 from there on, and two numbers are written, the log-sums of all weights and of the `top_k`
+largest. The largest are found by counting those above a threshold and bisecting.
+
+One program, 4 warps, does 4 columns of query positions against all windows of one train image,
+row after row. Its tile of 4 x 32 x 32 sums takes 64 of the 211 registers of a thread. Each train
+pixel that it loads serves 4 products. Programs of one train image lie side by side, so that the
+image (38 x 38 pixels, 3 channels, 35 kB in float64) comes from the first-level cache; the query and
+what is written (16 bytes per query patch and train image) are nothing beside it. Blocks of queries,
+images and columns do not change a result, since every pair of a query patch and a train image is
+computed by itself.
+
+**Cost, worked out and not measured**: no GPU was at hand. Images of 32 x 32 pixels, three channels,
+window 7, borders "match", `top_k` 100; one query and one train image, interior windows (26 x 26
+positions, 457,000 pairs of patches; the tile of powers of two has 745,000).
+
+- Arithmetic: 2 x 7 x 3 products per pair of the tile, 31 million fused multiply-adds in float64.
+  An H100 (132 multiprocessors, 64 of them per clock each, 1.75 GHz) does 14.8 x 10¹² per second:
+  2.1 µs.
+- First-level cache: 8 bytes per 4 products, and the query's pixels, 83 MB; 128 bytes per clock and
+  multiprocessor are 29.6 TB/s: 2.8 µs.
+- HBM: 35 kB for the image at the very worst, and 16 kB written; 3.35 TB/s: 0.02 µs. The engine
+  `box` moves 160 MB, 50 µs.
+- Instructions, counted in the machine code that Triton 3.8 makes for compute capability 9.0: per
+  row and warp 2,800 for the sums, some 1,700 for logits, weights and reductions, and 260 for each
+  of perhaps six rounds of bisection. With 728 rows of warps that is 4.6 million; 528 schedulers
+  start 0.92 x 10¹² per second: 5 µs, which is the limit. `top_k=None` saves a quarter of it.
+
+So we expect 5 to 10 µs, ten times less than `box`, and for the paper's table (2,000 x 5,000 images,
+five timesteps, two scales) 5 to 10 minutes on one H100. `benchmarks/gpu.py` measures it.
+"""
 
 import math
+from functools import cache
+from importlib.util import find_spec
 from itertools import product
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from nda.nonparametric.patches.memory import within_memory
 from nda.nonparametric.patches.posterior import Posterior
 from nda.nonparametric.patches.windows import Windows
 
-class Tile(NamedTuple):
-    columns: int = 4
-    warps: int = 4
+COLUMNS = 4  # of the query's positions per program
+IMAGES = 2048  # train images that are prepared at a time
+TILE = 8192  # largest tile: numbers that fit into the registers of 8 warps
 
-def _power(n): return 1 << max(0, n - 1).bit_length()
 
-def _groups(bands):
-    groups = []
-    for band in bands:
-        single = len(band) == 1
-        if single and groups and not groups[-1][1]:
-            band = range(groups.pop()[0].start, band.stop)
-        groups.append((band, not single))
-    return groups
+@cache
+def _interpreted() -> bool:
+    """Whether kernels are run by Triton's interpreter, on the CPU."""
+    from triton import JITFunction
 
-def posterior(noisy, train, *, sigma, windows, top_k, rows, tile=Tile()):
     from nda.nonparametric.patches.sweep import sweep
-    scale = 1 / (2 * sigma**2 * math.log(2))
-    grid = windows.grid
+
+    return not isinstance(sweep, JITFunction)
+
+
+def refusal(images: Tensor) -> str | None:
+    """Why this engine does not take some images.
+
+    Args:
+        images: of which shape, dtype and device matter.
+
+    Returns:
+        One sentence, or None if it takes them.
+    """
+    if find_spec("triton") is None:
+        return (
+            "engine 'triton' needs the package triton, which comes with torch on Linux and is not"
+            " installed here; choose 'box' or 'auto'"
+        )
+    if images.device.type != "cuda" and not _interpreted():
+        return (
+            f"engine 'triton' runs on a GPU but the images are on {images.device}; choose 'fused'"
+            " or 'auto', or set TRITON_INTERPRET=1 before Python starts, which is slow"
+        )
+    if images.dtype != torch.float32:
+        return f"engine 'triton' takes float32 images, not {images.dtype}; choose 'box' or 'auto'"
+    if 2 * _power(images.shape[2]) * _power(images.shape[3]) > TILE:
+        return (
+            "engine 'triton' takes images of up to 64 x 64 pixels, not"
+            f" {images.shape[2]} x {images.shape[3]}; choose 'box' or 'auto'"
+        )
+    return None
+
+
+def posterior(
+    noisy: Float[Tensor, "query chan row col"],
+    train: Float[Tensor, "train chan row col"],
+    *,
+    sigma: float,
+    windows: Windows,
+    top_k: int | None,
+    rows: range,
+) -> Posterior:
+    """See `nda.nonparametric.patches.naive.posterior`.
+
+    Args:
+        noisy: x_t.
+        train: √ᾱ_t y.
+        sigma: standard deviation of the noise, times the root of the temperature.
+        windows: of these images.
+        top_k: largest weights kept per train image; None: all.
+        rows: rows of the query's positions to look at.
+
+    Returns:
+        The posterior of the positions in `rows`.
+    """
+    scale = 1 / (2 * sigma**2 * math.log(2))  # logits in bits
+
+    def run(images: int) -> tuple[Tensor, Tensor]:
+        return _log_sums(noisy, train, scale, windows, top_k, rows, images)
+
+    every, top = within_memory(run, min(IMAGES, len(train)))
+    best = every.amax(2, keepdim=True)
+    total = every.sub_(best).exp2_().sum(2).log2_().add_(best[:, :, 0])
+    share = top.sub_(total[:, :, None]).mul_(math.log(2)).to(noisy)
+    energy = windows.energy(noisy).unflatten(1, windows.grid)[:, rows.start : rows.stop]
+    total -= energy.flatten(1).mul_(scale)
+    return Posterior(torch.arange(len(train), device=train.device), total * math.log(2), share)
+
+
+def _log_sums(
+    noisy: Float[Tensor, "query chan row col"],
+    train: Float[Tensor, "train chan row col"],
+    scale: float,
+    windows: Windows,
+    top_k: int | None,
+    rows: range,
+    images: int,
+) -> tuple[Float[Tensor, "query position train"], Float[Tensor, "query position train"]]:
+    # Of all weights of an image and of the `top_k` largest, in bits, less what depends on the query
+    # alone; `images` at a time.
     x = windows.prepare(noisy.double()).mul_(2 * scale).contiguous()
-    every = x.new_empty(len(noisy), len(rows), grid[1], len(train))
+    every = x.new_empty(len(noisy), len(rows), windows.grid[1], len(train))
     top = torch.empty_like(every)
-    y = windows.prepare(train.double()).contiguous()
-    energy = windows.energy(train).mul_(scale)
-    vertical, across = (_groups(b) for b in windows.bands())
-    for (band, rows_meet), (cols, cols_meet) in product(vertical, across):
-        first, last = max(band.start, rows.start), min(band.stop, rows.stop)
-        if first >= last: continue
-        tall, wide = (len(band) if rows_meet else 1), (len(cols) if cols_meet else 1)
-        keep = min(top_k or tall * wide, tall * wide)
-        J = min(tile.columns, _power(len(cols)))
-        sweep[(-(-len(cols) // J) * windows.step, len(train), len(noisy))](
-            x, y, energy, every, top, *x.shape[1:], *grid, len(train), rows.start, len(rows),
-            first, last, band.start, tall, cols.start, len(cols), windows.span, keep,
-            STEP=windows.step, ROWS_MEET=rows_meet, COLS_MEET=cols_meet, SELECT=keep < tall * wide,
-            J=J, S=_power(tall), M=_power(wide), num_warps=tile.warps)
-    every, top = every.flatten(1, 2), top.flatten(1, 2)
-    total = every.logsumexp(2) if False else ((every - (b := every.amax(2, keepdim=True))).exp2().sum(2).log2() + b[..., 0])
-    share = ((top - total[..., None]) * math.log(2)).to(noisy)
-    energies = windows.energy(noisy) * scale
-    return Posterior(torch.arange(len(train), device=train.device), (total - energies[:, rows.start*grid[1]:rows.stop*grid[1]]) * math.log(2), share)
+    for start in range(0, len(train), images):
+        part = train[start : start + images]
+        y, energy = windows.prepare(part.double()).contiguous(), windows.energy(part).mul_(scale)
+        outputs = every[..., start:], top[..., start:]
+        for group in product(*windows.groups()):
+            _launch(x, y, energy, *outputs, group, windows, top_k, rows)
+    return every.flatten(1, 2), top.flatten(1, 2)
+
+
+def _launch(
+    x: Float[Tensor, "query chan padded_row padded_col"],
+    y: Float[Tensor, "image chan padded_row padded_col"],
+    energy: Float[Tensor, "image position"],
+    every: Float[Tensor, "query row column rest"],
+    top: Float[Tensor, "query row column rest"],
+    group: tuple[tuple[range, bool], tuple[range, bool]],
+    windows: Windows,
+    top_k: int | None,
+    rows: range,
+) -> None:
+    """The kernel, for the positions of a group in `rows`."""
+    from nda.nonparametric.patches.sweep import sweep
+
+    (tall, rows_meet), (wide, cols_meet) = group
+    first, last = max(tall.start, rows.start), min(tall.stop, rows.stop)
+    if first >= last:
+        return
+    heights, widths = len(tall) if rows_meet else 1, len(wide) if cols_meet else 1
+    keep = min(top_k or heights * widths, heights * widths)
+    slots, across = _power(heights + windows.span) if rows_meet else 1, _power(widths)
+    columns = max(1, min(COLUMNS, _power(len(wide)), TILE // (slots * across)))
+    grid = (-(-len(wide) // columns) * windows.step, len(y), len(x))
+    sweep[grid](
+        *(x, y, energy, every, top, *x.shape[1:], *windows.grid),
+        *(every.stride(2), rows.start, len(rows), first, last),
+        *(tall.start, heights, wide.start, len(wide), windows.span, keep),
+        STEP=windows.step,
+        ROWS_MEET=rows_meet,
+        COLS_MEET=cols_meet,
+        SELECT=keep < heights * widths,
+        J=columns,
+        S=slots,
+        M=across,
+        num_warps=max(1, columns * slots * across // 1024),
+    )
+
+
+def _power(number: int) -> int:
+    """The next power of two."""
+    return 1 << (number - 1).bit_length()
