@@ -6,6 +6,9 @@ import subprocess
 import sys
 
 os.environ["TQDM_DISABLE"] = "1"  # before tqdm is imported: it reads this once
+# Before triton is imported, likewise: without a GPU its kernels, which test_triton.py alone calls,
+# are interpreted.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import axes
 import pytest

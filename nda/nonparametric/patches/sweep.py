@@ -1,4 +1,4 @@
-"""The kernel of the engine `triton`: one query, one train image and a few columns of the query's
+"""The kernel of the engine `triton`, and how it is started: one query, one train image and a few columns of the query's
 positions, from pixels to log-sums, in the registers of a GPU.
 
 A tile holds the inner products of the windows at row i, columns j of the query with windows of the
@@ -12,17 +12,28 @@ No slot moves, and nothing is stored. A slot that leaves the image at the bottom
 comes in again at the top, row by row. Logits are in bits (powers of two), less what depends on the
 query alone.
 
-To import this takes the package triton, so `triton.py` does it late.
+Functions that Triton compiles have Triton's types, so that no others are checked. To import this
+takes the package triton, so `triton.py` does it late.
 """
+
+from typing import no_type_check
 
 import triton
 import triton.language as tl
+from jaxtyping import Float
+from torch import Tensor
+
+from nda.nonparametric.patches.windows import Group, Windows
+
+COLUMNS = 4  # of the query's positions per program
+TILE = 8192  # the largest tile: numbers that fit into the registers of 8 warps
 
 CUT = tl.constexpr(40.0)  # bits below an image's best logit at which a weight is nothing
 TIE = tl.constexpr(2.0**-24)  # bits by which logits may differ and be taken for the same
 
 
 @triton.jit
+@no_type_check
 def _add_row(total, x, y, inside, chan, plane, span, STEP: tl.constexpr):
     """`total` with the products of the windows' row of pixels at `x` and `y`."""
     for c in range(chan):
@@ -33,6 +44,7 @@ def _add_row(total, x, y, inside, chan, plane, span, STEP: tl.constexpr):
 
 
 @triton.jit
+@no_type_check
 def _slide(total, x, y, old_x, old_y, inside, chan, plane, span, STEP: tl.constexpr):
     """The same, and without those of an old row."""
     for c in range(chan):
@@ -44,17 +56,20 @@ def _slide(total, x, y, old_x, old_y, inside, chan, plane, span, STEP: tl.conste
 
 
 @triton.jit
+@no_type_check
 def _flat(tile):
     """[J, S, M] as [J, S * M], so that a reduction goes through registers, lanes and warps once."""
     return tl.reshape(tile, [tile.shape[0], tile.shape[1] * tile.shape[2]])
 
 
 @triton.jit
+@no_type_check
 def _sum(tile):
     return tl.sum(_flat(tile), 1)
 
 
 @triton.jit
+@no_type_check
 def _largest(d, weights, keep, guess):
     # Sum of the weights of the `keep` smallest d in every row, and the border that was found: by
     # bisection, of which every second step is guided by the counts, from the border of the row
@@ -91,7 +106,8 @@ SIZES = (
 
 
 @triton.jit(do_not_specialize=SIZES.split())
-def sweep(
+@no_type_check
+def _kernel(
     x,  # [query, chan, height, width]: prepared, times twice the scale
     y,  # [image, chan, height, width]: prepared
     energy,  # [image, grid_height, grid_width]: squared norms of the windows of y, times the scale
@@ -165,3 +181,73 @@ def sweep(
         at, owned = u * out_images + image, number < cols
         tl.store(every + at, best + tl.log2(sums).to(tl.float64), mask=owned)
         tl.store(top + at, best + tl.log2(largest).to(tl.float64), mask=owned)
+
+
+def interpreted() -> bool:
+    """Whether Triton's interpreter runs the kernel, on the CPU.
+
+    Returns:
+        Whether TRITON_INTERPRET was set when triton was imported.
+    """
+    return not isinstance(_kernel, triton.JITFunction)
+
+
+def sweep(
+    x: Float[Tensor, "query chan padded_row padded_col"],
+    y: Float[Tensor, "image chan padded_row padded_col"],
+    energy: Float[Tensor, "image position"],
+    every: Float[Tensor, "query row column rest"],
+    top: Float[Tensor, "query row column rest"],
+    *,
+    group: tuple[Group, Group],
+    windows: Windows,
+    top_k: int | None,
+    rows: range,
+) -> None:
+    """Write the log-sums of one group of positions, all arrays in float64.
+
+    Args:
+        x: prepared queries, times twice the scale that makes distances logits in bits.
+        y: prepared train images.
+        energy: squared norms of the windows of y, times the scale.
+        every: gets, for the first images of its last axis, the log-sum of all weights.
+        top: gets that of the largest.
+        group: of `windows.groups()`, along rows and along columns.
+        windows: of these images.
+        top_k: largest weights kept per train image; None: all.
+        rows: the query's rows of positions that the outputs have.
+    """
+    (tall, rows_meet), (wide, cols_meet) = group
+    first, last = max(tall.start, rows.start), min(tall.stop, rows.stop)
+    if first >= last:
+        return
+    heights, widths = len(tall) if rows_meet else 1, len(wide) if cols_meet else 1
+    keep = min(top_k or heights * widths, heights * widths)
+    slots, across = power(heights + windows.span) if rows_meet else 1, power(widths)
+    columns = max(1, min(COLUMNS, power(len(wide)), TILE // (slots * across)))
+    grid = (-(-len(wide) // columns) * windows.step, len(y), len(x))
+    _kernel[grid](
+        *(x, y, energy, every, top, *x.shape[1:], *windows.grid),
+        *(every.stride(2), rows.start, len(rows), first, last),
+        *(tall.start, heights, wide.start, len(wide), windows.span, keep),
+        STEP=windows.step,
+        ROWS_MEET=rows_meet,
+        COLS_MEET=cols_meet,
+        SELECT=keep < heights * widths,
+        J=columns,
+        S=slots,
+        M=across,
+        num_warps=max(1, columns * slots * across // 1024),
+    )
+
+
+def power(number: int) -> int:
+    """The next power of two.
+
+    Args:
+        number: at least 1.
+
+    Returns:
+        The smallest power of two that is not less.
+    """
+    return 1 << (number - 1).bit_length()

@@ -37,7 +37,6 @@ five timesteps, two scales) 5 to 10 minutes on one H100. `benchmarks/gpu.py` mea
 """
 
 import math
-from functools import cache
 from importlib.util import find_spec
 from itertools import product
 
@@ -49,19 +48,8 @@ from nda.nonparametric.patches.memory import within_memory
 from nda.nonparametric.patches.posterior import Posterior
 from nda.nonparametric.patches.windows import Windows
 
-COLUMNS = 4  # of the query's positions per program
 IMAGES = 2048  # train images that are prepared at a time
-TILE = 8192  # largest tile: numbers that fit into the registers of 8 warps
-
-
-@cache
-def _interpreted() -> bool:
-    """Whether kernels are run by Triton's interpreter, on the CPU."""
-    from triton import JITFunction
-
-    from nda.nonparametric.patches.sweep import sweep
-
-    return not isinstance(sweep, JITFunction)
+LARGEST = 64  # pixels along a side, so that all windows fit into registers
 
 
 def refusal(images: Tensor) -> str | None:
@@ -78,16 +66,18 @@ def refusal(images: Tensor) -> str | None:
             "engine 'triton' needs the package triton, which comes with torch on Linux and is not"
             " installed here; choose 'box' or 'auto'"
         )
-    if images.device.type != "cuda" and not _interpreted():
+    from nda.nonparametric.patches.sweep import interpreted
+
+    if images.device.type != "cuda" and not interpreted():
         return (
             f"engine 'triton' runs on a GPU but the images are on {images.device}; choose 'fused'"
             " or 'auto', or set TRITON_INTERPRET=1 before Python starts, which is slow"
         )
     if images.dtype != torch.float32:
         return f"engine 'triton' takes float32 images, not {images.dtype}; choose 'box' or 'auto'"
-    if 2 * _power(images.shape[2]) * _power(images.shape[3]) > TILE:
+    if max(images.shape[2:]) > LARGEST:
         return (
-            "engine 'triton' takes images of up to 64 x 64 pixels, not"
+            f"engine 'triton' takes images of up to {LARGEST} x {LARGEST} pixels, not"
             f" {images.shape[2]} x {images.shape[3]}; choose 'box' or 'auto'"
         )
     return None
@@ -140,6 +130,8 @@ def _log_sums(
 ) -> tuple[Float[Tensor, "query position train"], Float[Tensor, "query position train"]]:
     # Of all weights of an image and of the `top_k` largest, in bits, less what depends on the query
     # alone; `images` at a time.
+    from nda.nonparametric.patches.sweep import sweep
+
     x = windows.prepare(noisy.double()).mul_(2 * scale).contiguous()
     every = x.new_empty(len(noisy), len(rows), windows.grid[1], len(train))
     top = torch.empty_like(every)
@@ -148,48 +140,5 @@ def _log_sums(
         y, energy = windows.prepare(part.double()).contiguous(), windows.energy(part).mul_(scale)
         outputs = every[..., start:], top[..., start:]
         for group in product(*windows.groups()):
-            _launch(x, y, energy, *outputs, group, windows, top_k, rows)
+            sweep(x, y, energy, *outputs, group=group, windows=windows, top_k=top_k, rows=rows)
     return every.flatten(1, 2), top.flatten(1, 2)
-
-
-def _launch(
-    x: Float[Tensor, "query chan padded_row padded_col"],
-    y: Float[Tensor, "image chan padded_row padded_col"],
-    energy: Float[Tensor, "image position"],
-    every: Float[Tensor, "query row column rest"],
-    top: Float[Tensor, "query row column rest"],
-    group: tuple[tuple[range, bool], tuple[range, bool]],
-    windows: Windows,
-    top_k: int | None,
-    rows: range,
-) -> None:
-    """The kernel, for the positions of a group in `rows`."""
-    from nda.nonparametric.patches.sweep import sweep
-
-    (tall, rows_meet), (wide, cols_meet) = group
-    first, last = max(tall.start, rows.start), min(tall.stop, rows.stop)
-    if first >= last:
-        return
-    heights, widths = len(tall) if rows_meet else 1, len(wide) if cols_meet else 1
-    keep = min(top_k or heights * widths, heights * widths)
-    slots, across = _power(heights + windows.span) if rows_meet else 1, _power(widths)
-    columns = max(1, min(COLUMNS, _power(len(wide)), TILE // (slots * across)))
-    grid = (-(-len(wide) // columns) * windows.step, len(y), len(x))
-    sweep[grid](
-        *(x, y, energy, every, top, *x.shape[1:], *windows.grid),
-        *(every.stride(2), rows.start, len(rows), first, last),
-        *(tall.start, heights, wide.start, len(wide), windows.span, keep),
-        STEP=windows.step,
-        ROWS_MEET=rows_meet,
-        COLS_MEET=cols_meet,
-        SELECT=keep < heights * widths,
-        J=columns,
-        S=slots,
-        M=across,
-        num_warps=max(1, columns * slots * across // 1024),
-    )
-
-
-def _power(number: int) -> int:
-    """The next power of two."""
-    return 1 << (number - 1).bit_length()
