@@ -1,5 +1,7 @@
-"""The kernel of the engine `triton`, and how it is started: one query, one train image and a few columns of the query's
-positions, from pixels to log-sums, in the registers of a GPU.
+"""The kernel of the engine `triton`, and how it is started.
+
+One program does one query, one train image and a few columns of the query's positions, from pixels
+to log-sums, in the registers of a GPU.
 
 A tile holds the inner products of the windows at row i, columns j of the query with windows of the
 train image, in float64. Slot s is the window that starts in row k = (i + s) mod (rows + span) of
