@@ -20,6 +20,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import date
+from functools import partial
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -174,9 +175,9 @@ def model_checks(device: torch.device, sizes: Sizes, images: Tensor) -> Iterator
         return features(model(place), few, Readout("loss", TIMESTEPS))
 
     def influence(place: torch.device) -> Tensor:
-        bank, ask = images.to(place), {"timesteps": TIMESTEPS}
-        curvature = fit_curvature(model(place), bank, **ask)
-        return influence_scores(model(place), bank[:2], bank, curvature=curvature, **ask)
+        net, bank = model(place), images.to(place)
+        curvature = fit_curvature(net, bank, timesteps=TIMESTEPS)
+        return influence_scores(net, bank[:2], bank, curvature=curvature, timesteps=TIMESTEPS)
 
     for check, run, tolerance in (
         ("denoising_losses", losses, 1e-5),
@@ -224,7 +225,7 @@ def engine_times(device: torch.device, sizes: Sizes, images: Tensor) -> dict[str
             query, bank = images[:1], images[1 : count + 1]
             ask: dict[str, Any] = {"timestep": 100, "patch": patch, "coarse": coarse}
             ask |= {"noise": shared_noise(query, 100, 0), "engine": engine}
-            spent = seconds(device, lambda q=query, b=bank, a=ask: patch_scores(q, b, **a))
+            spent = seconds(device, partial(patch_scores, query, bank, **ask))
             found.setdefault(name, {})[engine] = 1e6 * spent / count
     return found
 

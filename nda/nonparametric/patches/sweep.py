@@ -100,49 +100,69 @@ def _largest(d, weights, keep, guess):
     return _sum(tl.where(d < border[:, None, None], weights, 0.0)) + rest, high
 
 
+@triton.jit
+@no_type_check
+def _advance(
+    total,
+    x,
+    y,
+    i,
+    k,
+    again,
+    band,
+    chan,
+    plane,
+    width,
+    span,
+    STEP: tl.constexpr,
+    WHOLE: tl.constexpr,
+):
+    # The products of all windows, `total`[j, s, m], at row i of the query and rows k of the train
+    # image: those of the former i moved down, unless they are wanted afresh.
+    if again or WHOLE:
+        total = tl.zeros_like(total)
+        for r in range(0, span + 1, STEP):
+            at, of = x + (i + r) * width, y + (k + r) * width
+            total = _add_row(total, at, of, k + r >= band, chan, plane, span, STEP)
+    else:
+        total = tl.where(k < band - span + STEP, 0.0, total)  # it comes in again
+        new, old = x + (i + span) * width, x + (i - STEP) * width
+        enters, leaves = y + (k + span) * width, y + (k - STEP) * width
+        inside = k - STEP >= band
+        total = _slide(total, new, enters, old, leaves, inside, chan, plane, span, STEP)
+    return total
+
+
 # One machine code for all sizes: their divisors are not worth a compilation each.
 SIZES = (
-    "out_images out_start out_rows row0 row1 band band_rows col0 cols span keep chan height width"
-    " grid_height grid_width"
+    "chan plane width positions grid_width out_images out_start out_rows row0 row1 band band_rows"
+    " col0 cols span keep"
 )
 
 
+# fmt: off
 @triton.jit(do_not_specialize=SIZES.split())
 @no_type_check
 def _kernel(
-    x,  # [query, chan, height, width]: prepared, times twice the scale
-    y,  # [image, chan, height, width]: prepared
-    energy,  # [image, grid_height, grid_width]: squared norms of the windows of y, times the scale
-    every,  # [query, row, grid_width, image]: log-sum of all weights of an image ...
-    top,  # ... and of the `keep` largest
-    chan,
-    height,
-    width,
-    grid_height,
-    grid_width,
-    out_images,  # of the outputs: images ...
-    out_start,  # ... and rows
-    out_rows,
-    row0,  # rows of the query to do
-    row1,
-    band,  # rows of the train images that they meet
-    band_rows,
-    col0,  # columns of both
-    cols,
-    span,
-    keep,
+    x, y,  # [query, chan, row, col], prepared, times twice the scale; [image, chan, row, col]
+    energy,  # [image, position]: squared norms of the windows of y, times the scale
+    every, top,  # [query, row, column, image]: log-sums of all weights and of the `keep` largest
+    chan, plane, width,  # of the prepared images
+    positions, grid_width,
+    out_images, out_start, out_rows,  # of the outputs: images; the first row, and how many
+    row0, row1,  # rows of the query to do
+    band, band_rows,  # rows of the train images that they meet
+    col0, cols,  # columns of both
+    span, keep,
     STEP: tl.constexpr,
-    ROWS_MEET: tl.constexpr,  # all rows of the band; else each only its own
-    COLS_MEET: tl.constexpr,
+    ROWS_MEET: tl.constexpr, COLS_MEET: tl.constexpr,  # all of them; else each only its own
     SELECT: tl.constexpr,  # whether an image has more than `keep` weights
-    J: tl.constexpr,  # the tile: columns of the query, rows of the train image, columns of it
-    S: tl.constexpr,
-    M: tl.constexpr,
+    # the tile: columns of the query, rows of the train image, columns of it
+    J: tl.constexpr, S: tl.constexpr, M: tl.constexpr,
 ):
-    """See above; program (columns and phase of rows, train image, query)."""
+    # See above; program (columns and phase of rows, train image, query).
     image, query = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
-    phase, block = tl.program_id(0) % STEP, tl.program_id(0) // STEP
-    plane = height * width
+    first, block = row0 + tl.program_id(0) % STEP, tl.program_id(0) // STEP
     number, s, other = block * J + tl.arange(0, J), tl.arange(0, S)[None, :, None], tl.arange(0, M)
     column = col0 + tl.minimum(number, cols - 1)  # columns past the last repeat it
     v, there = column[:, None, None], (other < 1)[None, None, :]
@@ -151,25 +171,15 @@ def _kernel(
         there = (other < cols)[None, None, :]
     x += query * chan * plane + column[:, None, None]
     y += image * chan * plane + v
-    energy += image * grid_height * grid_width + v
-    first = row0 + phase
-    total = tl.zeros([J, S, M], tl.float64)
-    guess = tl.zeros([J], tl.float32)
+    energy += image * positions + v
+    total, guess = tl.zeros([J, S, M], tl.float64), tl.zeros([J], tl.float32)
     for i in range(first, row1, STEP):
         k = i + s * 0
         if ROWS_MEET:
             k = band - span + (i + s) % (band_rows + span)
-        if ROWS_MEET and i > first:
-            total = tl.where(k < band - span + STEP, 0.0, total)  # it comes in again
-            new, old = x + (i + span) * width, x + (i - STEP) * width
-            enters, leaves = y + (k + span) * width, y + (k - STEP) * width
-            inside = k - STEP >= band
-            total = _slide(total, new, enters, old, leaves, inside, chan, plane, span, STEP)
-        else:
-            total = tl.zeros([J, S, M], tl.float64)
-            for r in range(0, span + 1, STEP):
-                at, of = x + (i + r) * width, y + (k + r) * width
-                total = _add_row(total, at, of, k + r >= band, chan, plane, span, STEP)
+        total = _advance(
+            total, x, y, i, k, i == first, band, chan, plane, width, span, STEP, not ROWS_MEET
+        )
         valid = there & (k >= band) & (s < band_rows + span)
         logits = total - tl.load(energy + k * grid_width, mask=valid, other=float("inf"))
         best = tl.max(_flat(logits), 1)
@@ -183,6 +193,7 @@ def _kernel(
         at, owned = u * out_images + image, number < cols
         tl.store(every + at, best + tl.log2(sums).to(tl.float64), mask=owned)
         tl.store(top + at, best + tl.log2(largest).to(tl.float64), mask=owned)
+# fmt: on
 
 
 def interpreted() -> bool:
@@ -229,7 +240,8 @@ def sweep(
     columns = max(1, min(COLUMNS, power(len(wide)), TILE // (slots * across)))
     grid = (-(-len(wide) // columns) * windows.step, len(y), len(x))
     _kernel[grid](
-        *(x, y, energy, every, top, *x.shape[1:], *windows.grid),
+        *(x, y, energy, every, top),
+        *(x.shape[1], x[0, 0].numel(), x.shape[3], windows.positions, windows.grid[1]),
         *(every.stride(2), rows.start, len(rows), first, last),
         *(tall.start, heights, wide.start, len(wide), windows.span, keep),
         STEP=windows.step,

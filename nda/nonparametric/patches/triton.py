@@ -9,7 +9,7 @@ float32 from there on, and two numbers are written, the log-sums of all weights 
 largest. The largest are found by counting those above a threshold and bisecting.
 
 One program, 4 warps, does 4 columns of query positions against all windows of one train image,
-row after row. Its tile of 4 x 32 x 32 sums takes 64 of the 211 registers of a thread. Each train
+row after row. Its tile of 4 x 32 x 32 sums takes 64 of the 210 registers of a thread. Each train
 pixel that it loads serves 4 products. Programs of one train image lie side by side, so that the
 image (38 x 38 pixels, 3 channels, 35 kB in float64) comes from the first-level cache; the query and
 what is written (16 bytes per query patch and train image) are nothing beside it. Blocks of queries,
