@@ -133,6 +133,20 @@ def _advance(
     return total
 
 
+@triton.jit
+@no_type_check
+def _log_sums(logits, keep, guess, SELECT: tl.constexpr):
+    # Of every row: of all weights, of the `keep` largest, and where those end, below the best.
+    best = tl.max(_flat(logits), 1)
+    d = (best[:, None, None] - logits).to(tl.float32)
+    weights = tl.exp2(-d)
+    sums = _sum(weights)
+    largest = sums
+    if SELECT:
+        largest, guess = _largest(d, weights, keep, guess)
+    return best + tl.log2(sums).to(tl.float64), best + tl.log2(largest).to(tl.float64), guess
+
+
 # One machine code for all sizes: their divisors are not worth a compilation each.
 SIZES = (
     "chan plane width positions grid_width out_images out_start out_rows row0 row1 band band_rows"
@@ -182,17 +196,11 @@ def _kernel(
         )
         valid = there & (k >= band) & (s < band_rows + span)
         logits = total - tl.load(energy + k * grid_width, mask=valid, other=float("inf"))
-        best = tl.max(_flat(logits), 1)
-        d = (best[:, None, None] - logits).to(tl.float32)
-        weights = tl.exp2(-d)
-        sums = _sum(weights)
-        largest = sums
-        if SELECT:
-            largest, guess = _largest(d, weights, keep, guess)
+        everything, largest, guess = _log_sums(logits, keep, guess, SELECT)
         u = (query * out_rows + i - out_start) * grid_width + column
         at, owned = u * out_images + image, number < cols
-        tl.store(every + at, best + tl.log2(sums).to(tl.float64), mask=owned)
-        tl.store(top + at, best + tl.log2(largest).to(tl.float64), mask=owned)
+        tl.store(every + at, everything, mask=owned)
+        tl.store(top + at, largest, mask=owned)
 # fmt: on
 
 
