@@ -2,10 +2,12 @@
 TRITON_INTERPRET when it is first imported, which conftest.py therefore sets before any test. The
 interpreter takes tenths of a second per query and train image, so everything here is tiny."""
 
+import logging
 import os
 import subprocess
 import sys
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -186,6 +188,32 @@ def test_what_it_does_not_take_is_one_sentence(change, images, reason, monkeypat
         with pytest.raises(InputError, match=reason) as error:
             function(images, images, timestep=100, patch=1, engine="triton")
         assert "\n" not in str(error.value)
+
+
+class Broken:
+    @property
+    def active(self):
+        raise RuntimeError("Failed to find C compiler.\nPlease specify one.")
+
+
+class Old:
+    active = SimpleNamespace(get_current_target=lambda: SimpleNamespace(backend="cuda", arch=61))
+
+
+@pytest.mark.parametrize(("driver", "reason"), [(Broken(), "C compiler"), (Old(), "7.0, not 6.1")])
+def test_a_gpu_that_cannot_be_used_is_one_warning(driver, reason, monkeypatch, caplog):
+    monkeypatch.setattr(sweep.triton.runtime, "driver", driver)
+    monkeypatch.setattr(sweep, "interpreted", lambda: False)
+    sweep.trouble.cache_clear()
+    try:
+        with caplog.at_level(logging.WARNING, logger=sweep.__name__):
+            assert [patches._pick("auto", on_cuda(1, 3, 8, 8)) for _ in range(2)] == ["box"] * 2
+        [message] = caplog.messages
+        assert reason in message and "\n" not in message
+        with pytest.raises(InputError, match=f"{reason}.*choose 'box'"):
+            patches._pick("triton", on_cuda(1, 3, 8, 8))
+    finally:
+        sweep.trouble.cache_clear()
 
 
 def test_out_of_memory_means_smaller_blocks():

@@ -18,6 +18,9 @@ Functions that Triton compiles have Triton's types, so that no others are checke
 takes the package triton, so `triton.py` does it late.
 """
 
+import logging
+from functools import cache
+from subprocess import CalledProcessError
 from typing import no_type_check
 
 import triton
@@ -32,6 +35,7 @@ TILE = 8192  # the largest tile: numbers that fit into the registers of 8 warps
 
 CUT = tl.constexpr(40.0)  # bits below an image's best logit at which a weight is nothing
 TIE = tl.constexpr(2.0**-24)  # bits by which logits may differ and be taken for the same
+log = logging.getLogger(__name__)
 
 
 @triton.jit
@@ -211,6 +215,29 @@ def interpreted() -> bool:
         Whether TRITON_INTERPRET was set when triton was imported.
     """
     return not isinstance(_kernel, triton.JITFunction)
+
+
+@cache
+def trouble() -> str | None:
+    """Why Triton cannot start kernels on this machine's GPU; logged as a warning, once.
+
+    Returns:
+        One sentence, or None if it can.
+    """
+    if interpreted():
+        return None
+    try:
+        target = triton.runtime.driver.active.get_current_target()  # compiles what starts kernels
+    except (RuntimeError, OSError, ImportError, CalledProcessError) as error:
+        reason = str(error).strip().splitlines()[:1]
+        found = f"cannot start a kernel here ({''.join(reason)}): it needs a C compiler, Python's"
+        found += " headers and a GPU"
+    else:
+        if target.backend != "cuda" or target.arch >= 70:
+            return None
+        found = f"needs a GPU of compute capability 7.0, not {target.arch / 10}"
+    log.warning("engine 'triton' %s", found)
+    return f"engine 'triton' {found}; choose 'box' or 'auto'"
 
 
 def sweep(

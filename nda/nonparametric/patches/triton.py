@@ -33,7 +33,8 @@ positions, 457,000 pairs of patches; the tile of powers of two has 745,000).
   start 0.92 x 10¹² per second: 5 µs, which is the limit. `top_k=None` saves a quarter of it.
 
 So we expect 5 to 10 µs, ten times less than `box`, and for the paper's table (2,000 x 5,000 images,
-five timesteps, two scales) 5 to 10 minutes on one H100. `benchmarks/gpu.py` measures it.
+five timesteps, two scales) 5 to 10 minutes on one H100. `benchmarks/gpu.py` measures it. A card
+with few float64 units, such as a GeForce, is bound by them, and takes some 50 µs.
 """
 
 import math
@@ -66,7 +67,7 @@ def refusal(images: Tensor) -> str | None:
             "engine 'triton' needs the package triton, which comes with torch on Linux and is not"
             " installed here; choose 'box' or 'auto'"
         )
-    from nda.nonparametric.patches.sweep import interpreted
+    from nda.nonparametric.patches.sweep import interpreted, trouble
 
     if images.device.type != "cuda" and not interpreted():
         return (
@@ -80,7 +81,7 @@ def refusal(images: Tensor) -> str | None:
             f"engine 'triton' takes images of up to {LARGEST} x {LARGEST} pixels, not"
             f" {images.shape[2]} x {images.shape[3]}; choose 'box' or 'auto'"
         )
-    return None
+    return trouble()
 
 
 def posterior(
