@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 os.environ["TQDM_DISABLE"] = "1"  # before tqdm is imported: it reads this once
+# Before triton is imported, likewise: without a GPU its kernels, which test_triton.py alone calls,
+# are interpreted.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import axes
 import pytest
