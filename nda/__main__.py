@@ -54,12 +54,7 @@ def _add_retrain(commands: Any) -> None:
         help="the counterfactual models of notebook 09, without the images that a method ranks"
         " highest, instead of those of random halves",
     )
-    retrain.add_argument(
-        "--task", type=int, metavar="K", help="train number K alone, for job arrays (default: all)"
-    )
-    retrain.add_argument(
-        "--workers", type=int, default=2, help="processes, of one thread each (default 2)"
-    )
+    _add_engine(retrain)
     _add_profile(retrain)
 
 
@@ -99,6 +94,23 @@ def _add_ship(commands: Any) -> None:
     ship.add_argument("--profile", required=True, help="a folder in data/, for example small")
     ship.add_argument(
         "--without-checkpoints", action="store_true", help="leave out the model's checkpoints"
+    )
+
+
+def _add_engine(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--task", type=int, metavar="K", help="do number K alone, for job arrays (default: all)"
+    )
+    command.add_argument(
+        "--workers", type=int, default=2, help="processes here, of one thread each (default 2)"
+    )
+    command.add_argument(
+        "--engine",
+        default="loky",
+        help="loky, processes here, or dask, the workers of a cluster (default loky)",
+    )
+    command.add_argument(
+        "--scheduler", metavar="ADDRESS", help="of the cluster, such as tcp://10.0.0.1:8786"
     )
 
 
@@ -146,7 +158,11 @@ def _run(options: argparse.Namespace) -> None:
 def _retrain(options: argparse.Namespace) -> None:
     given = overrides(options.overrides)
     plan = notebooks.plan(options.profile, given, removals=options.removals)
-    plan.run(workers=options.workers, task=options.task)
+    plan.run(**_where(options))
+
+
+def _where(options: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in ("task", "workers", "engine", "scheduler")}
 
 
 def _score(options: argparse.Namespace) -> None:
