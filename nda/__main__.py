@@ -1,5 +1,5 @@
-"""The command line: run the notebooks of a profile, retrain its subset models, ship its results, or
-score attributions of your own."""
+"""The command line: run the notebooks of a profile, retrain its subset models, score by blocks,
+ship its results, or test attributions of your own."""
 
 import argparse
 import logging
@@ -23,7 +23,7 @@ def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(prog="nda", description=__doc__)
     root.add_argument("--version", action="version", version=f"nda {__version__}")
     commands = root.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for add in (_add_run, _add_retrain, _add_score, _add_ship):
+    for add in (_add_run, _add_retrain, _add_attribute, _add_score, _add_ship):
         add(commands)
     return root
 
@@ -56,6 +56,25 @@ def _add_retrain(commands: Any) -> None:
     )
     _add_engine(retrain)
     _add_profile(retrain)
+
+
+def _add_attribute(commands: Any) -> None:
+    attribute = commands.add_parser(
+        "attribute", help="score a profile's queries by one method, by blocks of images"
+    )
+    attribute.set_defaults(do=_attribute)
+    attribute.add_argument("--method", required=True, metavar="KEY", help="such as nda_two_scale")
+    attribute.add_argument(
+        "--queries",
+        choices=("val", "gen"),
+        default="val",
+        help="held-out or generated queries (default val)",
+    )
+    attribute.add_argument(
+        "--block", type=int, default=100, metavar="N", help="images in a block (default 100)"
+    )
+    _add_engine(attribute)
+    _add_profile(attribute)
 
 
 def _add_score(commands: Any) -> None:
@@ -159,6 +178,13 @@ def _retrain(options: argparse.Namespace) -> None:
     given = overrides(options.overrides)
     plan = notebooks.plan(options.profile, given, removals=options.removals)
     plan.run(**_where(options))
+
+
+def _attribute(options: argparse.Namespace) -> None:
+    from nda.artefact.attribute import attribute
+
+    given = {"overrides": overrides(options.overrides), "block": options.block}
+    attribute(options.profile, options.method, options.queries, **given, **_where(options))
 
 
 def _where(options: argparse.Namespace) -> dict[str, Any]:

@@ -142,8 +142,7 @@ def _alone(function: Callable[[Task], Any], asked: int, task: Task) -> None:
 def _on_dask(
     function: Callable[[Task], Any], todo: Sequence[Task], scheduler: str, bar: tqdm
 ) -> None:
-    """Send the tasks to the cluster; its scheduler gives those of a worker that was killed to
-    another one."""
+    """Send the tasks; the scheduler gives those of a killed worker to another one."""
     needs("distributed", "dask")
     from distributed import CancelledError, Client, KilledWorker, as_completed
 
@@ -157,9 +156,9 @@ def _on_dask(
     with client:
         if not client.scheduler_info()["workers"]:
             logging.warning("the scheduler at %s has no workers yet; the tasks wait", scheduler)
-        made = client.map(partial(_remote, function, ABOUT), todo, pure=False, key=bar.desc)
+        made = client.map(partial(_remote, function, ABOUT), todo, pure=False)
         try:
-            for future in as_completed(made):
+            for future in as_completed(made, loop=client.loop):
                 future.result()
                 bar.update()
         except ModuleNotFoundError as error:

@@ -2,14 +2,11 @@
 
 import os
 import signal
-import sys
 import threading
 import time
 from functools import partial
-from pathlib import Path
 
 import pytest
-import torch
 from test_fanout import done, fail, killed_once, write
 from test_retrain import payloads, prepare
 

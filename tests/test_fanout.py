@@ -149,5 +149,7 @@ def test_bad_engine(where, message):
 
 def test_dask_that_is_not_installed(monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
-    with pytest.raises(InputError, match=r"distributed is not installed.*pip install 'nda\[dask\]'"):
+    with pytest.raises(
+        InputError, match=r"distributed is not installed.*pip install 'nda\[dask\]'"
+    ):
         fanout.run(fail, [1], done=lambda _: False, engine="dask", scheduler="tcp://there:8786")
