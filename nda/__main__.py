@@ -23,7 +23,7 @@ def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(prog="nda", description=__doc__)
     root.add_argument("--version", action="version", version=f"nda {__version__}")
     commands = root.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for add in (_add_run, _add_retrain, _add_attribute, _add_score, _add_ship):
+    for add in (_add_run, _add_retrain, _add_attribute, _add_score, _add_plan, _add_ship):
         add(commands)
     return root
 
@@ -103,6 +103,17 @@ def _add_score(commands: Any) -> None:
     )
 
 
+def _add_plan(commands: Any) -> None:
+    plan = commands.add_parser(
+        "plan", help="what a profile costs before it is run, and the commands for here and clusters"
+    )
+    plan.set_defaults(do=_plan)
+    plan.add_argument(
+        "--write", type=Path, metavar="FOLDER", help="write files for Slurm and Kubernetes there"
+    )
+    _add_profile(plan)
+
+
 def _add_ship(commands: Any) -> None:
     ship = commands.add_parser(
         "ship",
@@ -178,6 +189,19 @@ def _retrain(options: argparse.Namespace) -> None:
     given = overrides(options.overrides)
     plan = notebooks.plan(options.profile, given, removals=options.removals)
     plan.run(**_where(options))
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from nda.artefact import jobs, plan
+    from nda.places import home
+
+    stages = plan.plan(options.profile, overrides(options.overrides))
+    print(plan.table(stages).to_string(), "", *jobs.here(stages), sep="\n")
+    if options.write:
+        files = jobs.write(stages, options.write, home().absolute())
+        print(
+            f"\nwritten to {options.write}: {len(files)} files; sh {files[-1]} sends all to Slurm"
+        )
 
 
 def _attribute(options: argparse.Namespace) -> None:
