@@ -159,7 +159,7 @@ class Bench:
         sides = {kind: Side(self.images(kind), readout) for kind in ("train", "val", "gen")}
         made = None
         if self.block:
-            blocks = Gradients(self.store.folder, self.block)
+            blocks = Gradients(self.store.folder, self.block, self.device.type)
             made = partial(blocks.features, readout, weights)
         ask: dict[str, Any] = {"store": self.store, "name": weights, "made": made}
         return collect(self.model(weights), sides, projections, **ask)
