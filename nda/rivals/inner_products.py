@@ -93,13 +93,14 @@ class _Pass:
         """By projection; one pass over the gradients makes all."""
         if kind not in self.held:
             self.held = {name: held for name, held in self.held.items() if name == "train"}
-            self.held[kind] = self._made(kind) if self.made else self._features(kind)
+            made = self.made
+            self.held[kind] = self._fetched(kind, made) if made else self._features(kind)
         return self.held[kind]
 
-    def _made(self, kind: str) -> dict[Projection | None, Tensor]:
+    def _fetched(self, kind: str, made: Made) -> dict[Projection | None, Tensor]:
         found = {}
         for projection in self.projections:
-            found[projection], seconds = self.made(kind, projection)
+            found[projection], seconds = made(kind, projection)
             self.elsewhere += seconds
         return found
 
@@ -117,13 +118,13 @@ class _Pass:
         """What is kept of a kind's features."""
         # the train features are not on the clock of the queries
         against = None if kind == "train" else self.features("train")[projection]
-        started = perf_counter() - self.elsewhere
+        started = perf_counter() + self.elsewhere
         own = self.features(kind)[projection]
         made = {"cross": gram(own, against), "norms": norms(own), "held": torch.tensor(own.nbytes)}
         if against is None:
             self.kernels[projection] = Kernel(made["cross"])
             self.kernels[projection].leverage(1.0)  # decomposes, on this clock
-        seconds = torch.tensor(self.elsewhere + perf_counter() - started, dtype=torch.float64)
+        seconds = torch.tensor(perf_counter() + self.elsewhere - started, dtype=torch.float64)
         return made | {"seconds": seconds}
 
 
