@@ -1,10 +1,13 @@
 """The fan-out on a dask cluster of two processes: the bytes of one process, whoever is killed."""
 
+import ast
 import os
+import re
 import signal
 import threading
 import time
 from functools import partial
+from pathlib import Path
 
 import pytest
 from test_fanout import done, fail, killed_once, write
@@ -103,6 +106,19 @@ def test_command_line_sends_the_tasks(tmp_path, on, whole, monkeypatch):
     command = ["retrain", "--profile", "tiny", "--engine", "dask", "--scheduler", on["scheduler"]]
     assert __main__.main([*command, "--task", "2"]) == 0 and len(payloads(plan)) == 1
     assert __main__.main(command) == 0 and payloads(plan) == whole
+
+
+def test_workers_that_the_book_starts_under_slurm_have_one_thread():
+    from dask_jobqueue import SLURMCluster
+
+    page = (Path(__file__).parent.parent / "book/reproduce.md").read_text()
+    (asked,) = re.findall(r"SLURMCluster\((.*?)\)", page)
+    made = ast.parse(f"f({asked})", mode="eval").body.keywords
+    settings = {word.arg: ast.literal_eval(word.value) for word in made}
+    local = {"scheduler_options": {"dashboard_address": None}}
+    with SLURMCluster(**settings, **local) as cluster:
+        script = cluster.job_script()
+    assert "--nthreads 1" in script and "--nworkers" not in script.replace("--nworkers 1", "")
 
 
 # ---- bad input

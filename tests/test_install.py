@@ -208,7 +208,16 @@ def test_every_dependency_is_imported_or_is_a_tool():
     owners = metadata.packages_distributions()
     used = {owner.lower() for name in imported for owner in owners.get(name, [])}
     tools = {"jupyter-book", "sphinx-mathjax-offline", "ipywidgets", "ipykernel", "jupyterlab"}
-    tools |= {"pytest-xdist", "nbval", "ruff", "mypy", "types-pyyaml", "pandas-stubs", "beartype"}
+    tools |= {
+        "dask",
+        "pytest-xdist",
+        "nbval",
+        "ruff",
+        "mypy",
+        "types-pyyaml",
+        "pandas-stubs",
+        "beartype",
+    }
     project = PROJECT["project"]
     asked = [*project["dependencies"], *sum(project["optional-dependencies"].values(), [])]
     # what an import is named is known of packages that are installed alone
