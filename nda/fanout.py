@@ -145,6 +145,7 @@ def _on_dask(
     """Send the tasks; the scheduler gives those of a killed worker to another one."""
     needs("distributed", "dask")
     from distributed import CancelledError, Client, KilledWorker, as_completed
+    from distributed.protocol.pickle import dumps
 
     try:
         client = Client(scheduler, timeout=CONNECT, set_as_default=False)
@@ -156,15 +157,16 @@ def _on_dask(
     with client:
         if not client.scheduler_info()["workers"]:
             logging.warning("the scheduler at %s has no workers yet; the tasks wait", scheduler)
-        made = client.map(partial(_remote, function, ABOUT), todo, pure=False)
+        letters = [dumps(partial(_remote, function, ABOUT, task)) for task in todo]
+        made = client.map(_opener(), letters, pure=False)
         try:
             for future in as_completed(made, loop=client.loop):
                 future.result()
                 bar.update()
         except ModuleNotFoundError as error:
             raise InputError(
-                f"a worker of {scheduler} lacks the package {error.name}; install there what is"
-                f" here, nda {__version__} with its extras"
+                f"a worker of {scheduler} lacks the package {(error.name or '').split('.')[0]};"
+                f" install there what is here, nda {__version__} with its extras"
             ) from None
         except CancelledError:
             raise RuntimeError(
@@ -176,6 +178,15 @@ def _on_dask(
                 f"workers that had the task {error.task} were killed too often; it may need more"
                 " memory than they have"
             ) from None
+
+
+def _opener() -> Callable[[bytes], None]:
+    def opened(letter: bytes) -> None:  # local, so it is sent whole: a worker may not have nda
+        from distributed.protocol.pickle import loads
+
+        loads(letter)()
+
+    return opened
 
 
 def _remote(function: Callable[[Task], Any], about: dict[str, str], task: Task) -> None:
