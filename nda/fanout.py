@@ -145,7 +145,7 @@ def _on_dask(
     """Send the tasks; the scheduler gives those of a killed worker to another one."""
     needs("distributed", "dask")
     from distributed import CancelledError, Client, KilledWorker, as_completed
-    from distributed.protocol.pickle import dumps
+    from distributed.protocol.pickle import dumps, loads
 
     try:
         client = Client(scheduler, timeout=CONNECT, set_as_default=False)
@@ -158,7 +158,8 @@ def _on_dask(
         if not client.scheduler_info()["workers"]:
             logging.warning("the scheduler at %s has no workers yet; the tasks wait", scheduler)
         letters = [dumps(partial(_remote, function, ABOUT, task)) for task in todo]
-        made = client.map(_opener(), letters, pure=False)
+        # a lambda is sent whole, so that a worker without nda can say so
+        made = client.map(lambda letter: loads(letter)(), letters, pure=False)
         try:
             for future in as_completed(made, loop=client.loop):
                 future.result()
@@ -178,15 +179,6 @@ def _on_dask(
                 f"workers that had the task {error.task} were killed too often; it may need more"
                 " memory than they have"
             ) from None
-
-
-def _opener() -> Callable[[bytes], None]:
-    def opened(letter: bytes) -> None:  # local, so it is sent whole: a worker may not have nda
-        from distributed.protocol.pickle import loads
-
-        loads(letter)()
-
-    return opened
 
 
 def _remote(function: Callable[[Task], Any], about: dict[str, str], task: Task) -> None:

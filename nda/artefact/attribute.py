@@ -59,9 +59,10 @@ def attribute(
     store, results = Store.working(profile), Store.results(profile)
     work: Blocks | Gradients
     if method.family == "nda":
-        work = _blocks(method, given, store, which, block)
+        work = blocks = _blocks(method, given, store, which, block)
         tasks: list[Any] = work.tasks()
-        method = replace(method, takes="bench", run=lambda *_, **__: Scored(*work.scores(**where)))
+        run = lambda *_, **__: Scored(*blocks.scores(**where))  # noqa: E731
+        method = replace(method, takes="bench", run=run)
     else:
         work = Gradients(store.folder.absolute(), block, given["device"])
         tasks = work.tasks(_sources(method, given, store))
