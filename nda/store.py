@@ -280,8 +280,9 @@ class Store:
             took = perf_counter() - started if seconds == "measured" else seconds
             made: dict = {"parameters": parameters, "inputs": inputs}
             made |= {"seconds": took, "notes": notes}
-            self.delete(name)
-            self.save(name, value, axes=axes, **made)
+            if not self.matches(name, parameters, inputs):  # another process may have been faster
+                self.delete(name)
+                self.save(name, value, axes=axes, **made)
         return self.load(name)
 
     def load(self, name: str, axes: str | None = None) -> Any:

@@ -1,7 +1,7 @@
 """Scores of blocks of train images, merged exactly."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -69,6 +69,34 @@ class Partial:
             total = posterior.log_total + left
             found.append(Posterior(posterior.images[there], total, share - left[:, :, None]))
         return replace(self, posteriors=tuple(found))
+
+    def total(self) -> "Partial":
+        """What other blocks need to know of this one: its posteriors without any image, query ·
+        position numbers per term.
+
+        Returns:
+            What `merge` and `within` take.
+        """
+        return replace(
+            self,
+            posteriors=tuple(
+                replace(p, images=p.images[:0], log_share=p.log_share[:, :, :0])
+                for p in self.posteriors
+            ),
+        )
+
+    def within(self, total: "Partial") -> "Partial":
+        """This block as a part of all blocks, so that `scores` are those that its images have among
+        all. For more blocks than memory holds: merge their totals, then take one after the other.
+
+        Args:
+            total: the merged `total` of all blocks, this one's too.
+
+        Returns:
+            Its shares of the whole.
+        """
+        pairs = zip(self.posteriors, total.posteriors, strict=True)
+        return replace(self, posteriors=tuple(own.within(every.log_total) for own, every in pairs))
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything but the configuration.
@@ -175,3 +203,26 @@ def merge(partials: Sequence[Partial]) -> Partial:
         )
     blocks = zip(*(part.posteriors for part in partials), strict=True)  # of each term
     return replace(partials[0], posteriors=tuple(map(merge_posteriors, blocks)))
+
+
+def merge_tree(partials: Iterable[Partial]) -> Partial:
+    """`merge` of many, as a tree: neighbours two by two, then their results. At any time there are
+    at most log2(number) + 2, the sums are the same whoever made the parts, and rounding grows with
+    the depth alone.
+
+    Args:
+        partials: in their order, one after the other; for example the `total` of each block.
+
+    Returns:
+        One partial result.
+    """
+    waiting: list[tuple[int, Partial]] = []  # level in the tree, and what waits there for another
+    for part in partials:
+        level = 0
+        while waiting and waiting[-1][0] == level:
+            part, level = merge([waiting.pop()[1], part]), level + 1
+        waiting.append((level, part))
+    while len(waiting) > 1:
+        (_, last), (level, before) = waiting.pop(), waiting.pop()
+        waiting.append((level, merge([before, last])))
+    return merge([part for _, part in waiting])
