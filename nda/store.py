@@ -35,6 +35,8 @@ NOTEBOOKS = {
     "members": "03_subset_models",
     "losses": "03_subset_models",
     "curvature": "08_influence",
+    "scores": "05_nda, 06_similarity, 07a_gradients, 07b_kernels, 07c_das and 08_influence",
+    "ablations": "05_nda and 08b_settings",
     "effects": "05_nda, 06_similarity, 07a_gradients, 07b_kernels, 07c_das and 08_influence",
 }
 Value = Tensor | Mapping[str, Tensor] | pd.DataFrame
