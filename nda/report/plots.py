@@ -334,15 +334,16 @@ def settings(rows: pd.DataFrame, *, columns: int = 3) -> Figure:
             )
             moved = (found["gain_low"] != 0) | (found["gain_high"] != 0)
             hint = moved & (found["gain_low"] <= 0) & (found["gain_high"] >= 0)
-            panel.plot(where[hint], found["report"][hint], "o", color="white", markersize=3.5)
+            if hint.any():
+                panel.plot(where[hint], found["report"][hint], "o", color="white", markersize=3.5)
             if kind == "val":
                 panel.plot(
                     found.index, found["select"], "_", color=INK, markersize=12, label="val, select"
                 )
                 turned = 30 if found["setting"].str.len().max() > 5 else 0
                 panel.set_xticks(found.index, found["setting"], fontsize=8, rotation=turned)
-                for name, own in zip(panel.get_xticklabels(), ~moved, strict=True):
-                    name.set_fontweight("bold" if own else "normal")
+                for tick, own in zip(panel.get_xticklabels(), ~moved, strict=True):
+                    tick.set_fontweight("bold" if own else "normal")
                 panel.set_xlim(-0.6, len(found) - 0.4)
         panel.axhline(0, **QUIET)
         panel.set_title(name, fontsize=10)
