@@ -13,7 +13,8 @@ PAGES = [path for path in sorted((ROOT / "book").glob("*.md")) if path.stem != "
 PAGES += [ROOT / "README.md", ROOT / "data/README.md"]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 EVIDENCE = ["notebooks/03_subset_models.ipynb", "notebooks/10_lds.ipynb"]
-EVIDENCE += ["notebooks/11_ablations.ipynb", "notebooks/14_performance.ipynb", "book/shows.md"]
+EVIDENCE += ["notebooks/11a_nda_ablations.ipynb", "notebooks/11b_gradient_ablations.ipynb"]
+EVIDENCE += ["notebooks/14_performance.ipynb", "book/shows.md"]
 
 # Numbers that look like results and are none: for each file, what may be typed there, and why.
 ANYWHERE = {

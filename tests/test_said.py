@@ -118,8 +118,14 @@ def test_all_of_a_table_can_be_said(published):
 
 
 def test_all_of_an_ablation_can_be_said(published):
-    rows = [["K, TRAK", "1", "val", 20.0, 24.0], ["K, TRAK", "10", "val", 30.0, 22.0]]
-    said.say_settings(pd.DataFrame(rows, columns=["ablation", "setting", "queries", *FAMILIES]))
+    rows = [["K, TRAK", "1", "val", 20.0, 24.0, 2.0, 1.0, 3.5]]
+    rows += [["K, TRAK", "10", "val", 30.0, 22.0, 0.0, 0.0, 0.0]]
+    gains = ["gain", "gain_low", "gain_high"]
+    columns = ["ablation", "setting", "queries", *FAMILIES, *gains]
+    said.say_settings(pd.DataFrame(rows, columns=columns))
+    assert text(published, "k_trak_val_is_1_gain") == "2.0"
+    assert text(published, "k_trak_val_is_1_apart") == repr("[1.0,\u00a03.5]")
+    assert text(published, "k_trak_val_is_1_versus") == "'ahead of'"
     values = {name: text(published, f"k_trak_val_{name}") for name in ("most", "chosen", "is_10")}
     assert values == {"most": "24.0", "chosen": "22.0", "is_10": "22.0"}
     assert text(published, "k_trak_val_chosen_at") == "'10'"

@@ -13,7 +13,7 @@ from nda import rng
 from nda.artefact import notebooks
 from nda.errors import InputError
 from nda.evidence import scorecard
-from nda.evidence.ablations import gradients
+from nda.evidence.ablations import curvature, gradients
 from nda.evidence.ablations.nonparametric import best_windows
 from nda.evidence.truth import (
     FAMILIES,
@@ -156,10 +156,13 @@ def test_ablations_are_recorded_as_their_notebooks_would_today():
         timesteps=uniform_timesteps(GIVEN["ablate_k"]), noise_seed=GIVEN["noise_seed"]
     )
     projection = Projection(dim) if (dim := GIVEN["projection_dim"]) else None
-    grid = {name: GIVEN[f"ablate_{name}"] for name in ("ks", "dims", "shares")}
-    made = gradients.record(readout, projection, **grid)
+    tried = [GIVEN[f"ablate_{name}"] for name in ("ks", "dims", "shares", "screens")]
+    grid = gradients.Grid(*tried, ["model-25", "model-50", "model-75", "model"])
+    made = gradients.record(readout, projection, grid)
     assert SMALL.info("ablations/gradients")["parameters"] == plain(made)
-    for name, more in {"nda": set(), "gradients": {"model", "recipe"}}.items():
+    assert SMALL.info("ablations/curvature")["parameters"] == plain(curvature.record(GIVEN))
+    model = {"model", "recipe"}
+    for name, more in {"nda": set(), "gradients": model, "curvature": model}.items():
         inputs, truth = SMALL.info(f"ablations/{name}")["inputs"], truth_inputs(SMALL)
         assert inputs.keys() == truth.keys() | {"train", *REPORT} | more
         assert truth.items() <= inputs.items()

@@ -355,6 +355,33 @@ def lds_row(
     return {name: 100 * value for name, value in row.items()}
 
 
+def gain_row(
+    scores: Float[Tensor, "query train"],
+    in_use: Float[Tensor, "query train"] | None,
+    truths: Mapping[str, Truth],
+    *,
+    resamples: int = 1000,
+) -> dict[str, float]:
+    """The paired difference to the setting in use, LDS on `report`, with its interval: both meet
+    the same resamples, so that the luck that they share drops out.
+
+    Args:
+        scores: of all queries.
+        in_use: those of the setting in use; None if there is none.
+        truths: of `truths`, about these queries.
+        resamples: of the bootstrap.
+
+    Returns:
+        Columns of a table, in percentage points; not a number without a setting in use.
+    """
+    columns = ["gain", "gain_low", "gain_high"]
+    if in_use is None:
+        return dict.fromkeys(columns, float("nan"))
+    both = {"in use": in_use, "tried": scores}
+    summary = truths["report"].summary(both, reference="in use", resamples=resamples)
+    return dict(zip(columns, summary[columns].iloc[-1].tolist(), strict=True))
+
+
 def runs(results: Store) -> dict[str, Method]:
     """All that a table of a results folder may have a row for, in the order of the catalogue: the
     runs that are recorded for any queries, and the references that are fitted to retrained models.
