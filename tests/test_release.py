@@ -11,7 +11,8 @@ from safetensors.torch import load as load_tensors
 from nda import rng
 from nda.__main__ import main
 from nda.artefact import release
-from nda.artefact.release import levels, ship
+from nda.artefact.release import ship
+from nda.data.pixels import levels
 from nda.errors import InputError
 from nda.store import Store
 

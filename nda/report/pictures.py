@@ -7,7 +7,7 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from nda.methods import METHODS
+from nda.methods import METHODS, Method
 from nda.report.style import INK, canvas, label, show
 
 
@@ -171,6 +171,88 @@ def first_proponents(
         for panel, index in zip(row[1:], shown, strict=True):
             show(panel, train[index], str(index))
         row[-1].spines[:].set(visible=True, color="#9a9a9a", linewidth=1, linestyle=":")
+    return figure
+
+
+def gallery(
+    query: Float[Tensor, "chan row col"],
+    train: Float[Tensor, "train chan row col"],
+    shown: Mapping[str, tuple[Sequence[int], Sequence[int]]],
+    *,
+    methods: Mapping[str, Method] = METHODS,
+) -> Figure:
+    """One row per method: its proponents of a query, strongest first, and its opponents. A frame
+    marks what the method of the first row names too, on the same side.
+
+    Args:
+        query: the image that is explained.
+        train: the images that explain it.
+        shown: by the name of a method, the numbers of proponents and opponents.
+        methods: by these names.
+
+    Returns:
+        The figure.
+    """
+    n = len(next(iter(shown.values()))[0])
+    widths = [2, *[1] * n, 0.4, *[1] * n]
+    figure, axes = canvas(
+        7.6, 0.65 * len(shown) + 0.3, len(shown), 2 * n + 2, gridspec_kw={"width_ratios": widths}
+    )
+    large = figure.add_subplot(axes[0, 0].get_gridspec()[:, 0])
+    show(large, query, "query")
+    sides = slice(1, n + 1), slice(n + 2, None)
+    for panel in axes[:, [0, n + 1]].flat:
+        panel.remove()
+    first = [set(map(int, numbers)) for numbers in next(iter(shown.values()))]
+    for row, (name, both) in zip(axes, shown.items(), strict=True):
+        for side, numbers, same in zip(sides, both, first, strict=True):
+            for panel, number in zip(row[side], map(int, numbers), strict=True):
+                show(panel, train[number])
+                panel.set_xlabel(str(number), fontsize=7, labelpad=2)
+                if number in same:
+                    colour = methods[next(iter(shown))].colour
+                    panel.spines[:].set(visible=True, color=colour, linewidth=2)
+        words = {"rotation": 0, "ha": "right", "va": "center", "fontsize": 9}
+        row[1].set_ylabel(methods[name].label, color=methods[name].colour, **words)
+    for side, title in zip(sides, ("proponents", "opponents"), strict=True):
+        axes[0, side][n // 2].set_title(title, fontsize=10)
+    return figure
+
+
+def origins(
+    queries: Float[Tensor, "query chan row col"],
+    entropy: Float[Tensor, "query grid_row grid_col"],
+    mass: Float[Tensor, "query grid_row grid_col"],
+    patchworks: Float[Tensor, "query chan grid_row grid_col"] | None = None,
+) -> Figure:
+    """One column per query: the query, put together from train pixels if these are there, how
+    unsure its pixels are, and the share of the image that explains each best.
+
+    Args:
+        queries: pixels in [-1, 1].
+        entropy: of the shares of the train images, in nats.
+        mass: the largest share, from 0 to 1.
+        patchworks: the queries made of train pixels, in [-1, 1].
+
+    Returns:
+        The figure.
+    """
+    pictures = {"query": queries} | ({} if patchworks is None else {"train\npixels": patchworks})
+    scales = {"entropy,\nnats": (entropy, "viridis"), "best\nshare, %": (100 * mass, "magma")}
+    rows = len(pictures) + len(scales)
+    figure, axes = canvas(1.05 * len(queries) + 1.5, 1.1 * rows, rows, len(queries))
+    for row, images in zip(axes, pictures.values(), strict=False):
+        for panel, image in zip(row, images, strict=True):
+            show(panel, image)
+    for row, (values, cmap) in zip(axes[len(pictures) :], scales.values(), strict=True):
+        top = float(values.max())
+        for panel, value in zip(row, values.float().cpu().numpy(), strict=True):
+            drawn = panel.imshow(value, cmap=cmap, vmin=0, vmax=top, interpolation="nearest")
+            panel.set(xticks=[], yticks=[])
+            panel.spines[:].set_visible(False)
+        figure.colorbar(drawn, cax=row[-1].inset_axes((1.06, 0, 0.06, 1)))
+    for row, name in zip(axes, [*pictures, *scales], strict=True):
+        row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
     return figure
 
 
