@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import isnan
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -115,14 +116,14 @@ class Evidence:
     def __init__(self, results: Store, published: Store, *, resamples: int = 2000):
         self.results, self.published, self.resamples = results, published, resamples
 
-    def load(self, name: str) -> pd.DataFrame:
-        """A table of the results.
+    def load(self, name: str) -> Any:
+        """One of the results.
 
         Args:
             name: of the result.
 
         Returns:
-            The table.
+            The result.
 
         Raises:
             Missing: if it is not there.
@@ -210,14 +211,14 @@ class Evidence:
         self.load("counterfactual/models")
         return Outcomes.load(self.results)
 
-    def setting(self, table: str, ablation: str, setting: str, **where: object) -> pd.Series:
+    def setting(self, table: str, ablation: str, setting: str, **where: str) -> pd.Series:
         """A row of a table of ablations.
 
         Args:
             table: "nda", "gradients" or "curvature".
             ablation: its name.
             setting: its name.
-            where: other columns, as `queries="val"`.
+            where: other columns, such as `queries="val"`.
 
         Returns:
             The row, with the paired difference to the setting in use.
@@ -229,7 +230,7 @@ class Evidence:
         if "gain" not in rows:
             raise Missing("the shipped table has no paired differences yet")
         for column, value in {"ablation": ablation, "setting": setting, **where}.items():
-            rows = rows[rows[column] == value]
+            rows = rows[rows[column].astype(str) == value]
         rows = rows.dropna(subset="gain")
         if rows.empty:
             raise Missing(f"{ablation}: {setting} is not in the shipped table")
@@ -326,7 +327,7 @@ def ahead(run: str, other: str, side: int | None = None, which: Sequence[str] = 
             claimed = side
             if None not in in_print:
                 printed.append("{:.1f} against {:.1f} %".format(*in_print) + f" {NAMES[name]}")
-                claimed = np.sign(in_print[0] - in_print[1]) if side is None else side
+                claimed = int(np.sign(in_print[0] - in_print[1])) if side is None else side
             if claimed is None:
                 raise InputError(f"side must be given: no paper prints both {run} and {other}")
             parts.append(_part(name, ours, theirs, lds.interval(draws - others), claimed))
@@ -337,8 +338,14 @@ def ahead(run: str, other: str, side: int | None = None, which: Sequence[str] = 
 
 
 def _part(name: str, ours: float, theirs: float, ends: tuple[float, float], side: int) -> Part:
-    said = f"{ours:.1f} against {theirs:.1f} %, {ours - theirs:+.1f} points {interval(*ends)}"
+    said = f"{ours:.1f} against {theirs:.1f} %, {_points(ours - theirs, ends)}"
     return Part(NAMES[name], said, verdict(*ends, side))
+
+
+def _points(difference: float, ends: tuple[float, float]) -> str:
+    """With a second decimal where one end would else look like zero."""
+    digits = 2 if min(map(abs, ends)) < 0.05 else 1
+    return f"{difference:+.{digits}f} points {interval(*ends, digits=digits)}"
 
 
 def _files(evidence: Evidence, runs: Iterable[str], which: Iterable[str]) -> list[str]:
@@ -532,7 +539,7 @@ def setting(
                 known = known[known["queries"] == which].set_index(["ablation", "setting"])["lds"]
                 ours, theirs = known[ablation, name], known[than]
                 printed.append(f"{ours:.1f} against {theirs:.1f} % {NAMES[which]}")
-                claimed = np.sign(ours - theirs) if side is None else side
+                claimed = int(np.sign(ours - theirs)) if side is None else side
             if claimed is None:
                 raise InputError(f"side must be given: no paper prints {ablation}: {name}")
             parts.append(_setting_part(NAMES[which], row, claimed))
@@ -544,7 +551,7 @@ def setting(
 
 def _setting_part(name: str, row: pd.Series, side: int) -> Part:
     ends = row["gain_low"], row["gain_high"]
-    said = f"{row['report']:.1f} %, {row['gain']:+.1f} points {interval(*ends)}"
+    said = f"{row['report']:.1f} %, {_points(row['gain'], ends)}"
     return Part(name, said, verdict(*ends, side))
 
 
