@@ -49,6 +49,12 @@ def _add_retrain(commands: Any) -> None:
     )
     retrain.set_defaults(do=_retrain)
     retrain.add_argument(
+        "--removals",
+        action="store_true",
+        help="the counterfactual models of notebook 09, without the images that a method ranks"
+        " highest, instead of those of random halves",
+    )
+    retrain.add_argument(
         "--task", type=int, metavar="K", help="train number K alone, for job arrays (default: all)"
     )
     retrain.add_argument(
@@ -135,9 +141,9 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _retrain(options: argparse.Namespace) -> None:
-    notebooks.plan(options.profile, overrides(options.overrides)).run(
-        workers=options.workers, task=options.task
-    )
+    given = overrides(options.overrides)
+    plan = notebooks.plan(options.profile, given, removals=options.removals)
+    plan.run(workers=options.workers, task=options.task)
 
 
 def _score(options: argparse.Namespace) -> None:

@@ -26,6 +26,7 @@ from nda.places import home, shared
 VERSIONS = {name: version(name) for name in ("torch", "diffusers", "numpy") if find_spec(name)} | {
     "python": platform.python_version()
 }
+_SCORED = "05_nda, 06_similarity, 07a_gradients, 07b_kernels, 07c_das and 08_influence"
 NOTEBOOKS = {
     "train": "01_data",
     "val": "01_data",
@@ -35,9 +36,10 @@ NOTEBOOKS = {
     "members": "03_subset_models",
     "losses": "03_subset_models",
     "curvature": "08_influence",
-    "scores": "05_nda, 06_similarity, 07a_gradients, 07b_kernels, 07c_das and 08_influence",
+    "scores": _SCORED,
     "ablations": "05_nda and 08b_settings",
-    "effects": "05_nda, 06_similarity, 07a_gradients, 07b_kernels, 07c_das and 08_influence",
+    "effects": _SCORED,
+    "counterfactual": "09_counterfactual",
 }
 Value = Tensor | Mapping[str, Tensor] | pd.DataFrame
 Role = Literal["working", "results"]

@@ -293,24 +293,31 @@ def _execute(
         ) from None
 
 
-def plan(name: str, overrides: Mapping[str, Any] | None = None) -> "Plan":
-    """The retrainings of a profile, as notebook 03 runs them.
+def plan(
+    name: str, overrides: Mapping[str, Any] | None = None, *, removals: bool = False
+) -> "Plan":
+    """The retrainings of a profile, as a notebook runs them.
 
     Args:
         name: of the profile.
         overrides: as of `profile`.
+        removals: those of notebook 09, without chosen images, instead of those of notebook 03, on
+            random halves.
 
     Returns:
-        The plan of its random halves.
+        The plan.
     """
     # here, since torch and diffusers take seconds to import, which running notebooks does without
     from nda.data.subsets import FAMILIES
+    from nda.evidence import counterfactual
     from nda.evidence.retrain import Plan
     from nda.store import Store
 
-    given = parameters(name, overrides)
+    given, folder = parameters(name, overrides), Store.working(name).folder
+    if removals:
+        return counterfactual.plan(folder, given)
     return Plan(
-        Store.working(name).folder,
+        folder,
         {family: given[f"{family}_seeds"] for family in FAMILIES},
         given["timesteps"],
         given["noise_seeds"],

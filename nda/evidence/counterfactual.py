@@ -6,8 +6,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
-from jaxtyping import Bool, Float
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from nda import rng
@@ -17,6 +19,7 @@ from nda.evidence.retrain import Plan
 from nda.methods import METHODS
 from nda.model import outputs, sampling, unet
 from nda.model.lean import UNet2DModel
+from nda.rivals.embeddings import Encoder, embed
 from nda.store import Store
 
 RANDOM = "random"  # the arm that every other is compared with
@@ -95,125 +98,81 @@ def _without(orders: Tensor, k: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Design:
-    """Which images are taken away for which queries.
+class Family:
+    """Removals of one kind.
 
     Attributes:
-        rows: numbers of the generated queries.
+        name: the masks are `masks/<name>`.
+        arm: what chooses the images: a run of the catalogue, or "random"; "none" removes nothing.
         k: how many images are taken away.
-        arms: names of runs of the catalogue; for every query, those `k` images go that the run
-            ranks highest.
-        random: how many random sets of `k` images are taken away instead.
-        seeds: how many models with other train seeds see all images.
-        curve_ks: other `k` of the removal curve.
-        curve_arms: those arms that have a curve.
-        curve_queries: how many of the queries have one.
-        curve_random: random sets at each of these `k`.
-        uncoupled_arm: the arm that is trained with another seed too, for the queries with a curve,
-            or "".
+        rows: numbers of the generated queries that a run chooses for, one mask each.
+        draws: how many random sets.
+        train_seeds: of the models.
     """
 
-    rows: Sequence[int]
+    name: str
+    arm: str
     k: int
-    arms: Sequence[str]
-    random: int
-    seeds: int
-    curve_ks: Sequence[int] = ()
-    curve_arms: Sequence[str] = ()
-    curve_queries: int = 0
-    curve_random: int = 0
-    uncoupled_arm: str = ""
+    rows: Sequence[int]
+    draws: int
+    train_seeds: Sequence[int]
 
-    @classmethod
-    def of(cls, parameters: Mapping[str, Any]) -> "Design":
-        """The design of a profile.
+    def masks(self, store: Store) -> Bool[Tensor, "subset train"]:
+        """Draw them.
 
         Args:
-            parameters: of the profile, by the names that notebooks give them.
+            store: the working store, with `train` and `scores/<arm>-gen`.
 
         Returns:
-            The design.
+            The masks, True = kept.
 
         Raises:
-            InputError: for an arm that is no method of the catalogue, or a curve of another one.
+            InputError: if the scores are missing, or no image would be left or none be taken away.
         """
-        arms = parameters["removal_arms"]
-        for arm in arms:
-            check_choice("removal_arms", arm.split("-")[0], tuple(METHODS))
-        for name in ("curve_arms", "uncoupled_arm"):
-            for arm in filter(None, [*_listed(parameters[name])]):
-                check_choice(name, arm, tuple(arms))
-        return cls(
-            draw_queries(parameters["n_gen"], parameters["removal_queries"]),
-            parameters["removal_k"],
-            arms,
-            parameters["removal_random"],
-            parameters["removal_seeds"],
-            parameters["curve_ks"],
-            parameters["curve_arms"],
-            parameters["curve_queries"],
-            parameters["curve_random"],
-            parameters["uncoupled_arm"],
-        )
-
-    def families(self, train_seed: int) -> dict[str, tuple[str, int, Sequence[int]]]:
-        """All families of masks, in the order of training.
-
-        Args:
-            train_seed: of the full model.
-
-        Returns:
-            By family: arm, number of images that are taken away, and train seeds.
-        """
-        same, others = [train_seed], range(train_seed, train_seed + 1 + self.seeds)
-        found: dict[str, tuple[str, int, Sequence[int]]] = {"kept": ("none", 0, [*others])}
-        found |= {f"removed-{arm}": (arm, self.k, same) for arm in (RANDOM, *self.arms)}
-        for k in self.curve_ks:
-            for arm in (RANDOM, *self.curve_arms):
-                found[f"removed-{arm}-{k}"] = (arm, k, same)
-        for arm in (RANDOM, self.uncoupled_arm) if self.uncoupled_arm else ():
-            found[f"uncoupled-{arm}"] = (arm, self.k, [train_seed + 1])
-        return found
+        n_train = len(store.load("train"))
+        if self.arm == "none":
+            return torch.ones(1, n_train, dtype=torch.bool)
+        if self.arm == RANDOM:
+            return random_removals(n_train, self.k, self.draws)
+        return top_removals(store.load(f"scores/{self.arm}-gen")[list(self.rows)], self.k)
 
 
-def _listed(value: str | Sequence[str]) -> Sequence[str]:
-    return [value] if isinstance(value, str) else value
-
-
-def draw_masks(store: Store, design: Design, train_seed: int) -> None:
-    """Write the masks of a design, `masks/<family>`, from the scores of its arms.
+def families(parameters: Mapping[str, Any]) -> list[Family]:
+    """All removals of a profile, in the order of training.
 
     Args:
-        store: the working store of the profile, with `train`, and `scores/<arm>-gen`.
-        design: the design.
-        train_seed: of the full model.
+        parameters: of the profile, by the names that notebooks give them.
+
+    Returns:
+        The full model's images with its seed and others; the arms and the random sets; those of
+        other numbers of images; and those at another seed, if an arm is named for it.
 
     Raises:
-        InputError: if the scores of an arm are missing, or no image would be left.
+        InputError: for an arm that is no method of the catalogue, a curve of another one, or one of
+            too many queries.
     """
-    n_train = len(store.load("train"))
-    for family, (arm, k, _) in design.families(train_seed).items():
-        curve = family != f"removed-{arm}"
-        rows = design.rows[: design.curve_queries] if curve else design.rows
-        draws = design.curve_queries if family.startswith("uncoupled") else design.curve_random
-        made: dict[str, Any] = {"arm": arm, "k": k}
-        inputs = store.sha256("train")
-        if arm == "none":
-            make = partial(torch.ones, 1, n_train, dtype=torch.bool)
-        elif arm == RANDOM:
-            make = partial(random_removals, n_train, k, draws if curve else design.random)
-            made["draws"] = make.args[2]
-        else:
-            name = f"scores/{arm}-gen"
-            if name not in store:
-                raise InputError(
-                    f"removal_arms: {name} is missing in {store.folder}; run the notebook of"
-                    f" {arm} first (python -m nda run)"
-                )
-            inputs |= store.sha256(name)
-            made["rows"] = list(rows)
-            make = partial(top_removals, store.load(name)[list(rows)], k)
-        store.kept(f"masks/{family}", make, axes="subset train", parameters=made, inputs=inputs)
+    arms, n = parameters["removal_arms"], parameters["removal_queries"]
+    for arm in arms:
+        check_choice("removal_arms", arm.split("-")[0], tuple(METHODS))
+    for arm in parameters["curve_arms"]:
+        check_choice("curve_arms", arm, arms)
+    uncoupled = parameters["uncoupled_arm"]
+    check_choice("uncoupled_arm", uncoupled, ["", *arms])
+    rows, curve = draw_queries(parameters["n_gen"], n), parameters["curve_queries"]
+    if curve > n:
+        raise InputError(f"curve_queries must be at most the {n} removal_queries, not {curve}")
+    k, seed = parameters["removal_k"], parameters["train_seed"]
+    others = range(seed, seed + 1 + parameters["removal_seeds"])
+    found = [Family("kept", "none", 0, (), 1, others)]
+    for arm in (RANDOM, *arms):
+        found.append(Family(f"removed-{arm}", arm, k, rows, parameters["removal_random"], [seed]))
+    for other in parameters["curve_ks"]:
+        for arm in (RANDOM, *parameters["curve_arms"]):
+            name, draws = f"removed-{arm}-{other}", parameters["curve_random"]
+            found.append(Family(name, arm, other, rows[:curve], draws, [seed]))
+    for arm in (RANDOM, uncoupled) if uncoupled else ():
+        found.append(Family(f"uncoupled-{arm}", arm, k, rows[:curve], curve, [seed + 1]))
+    return found
 
 
 @dataclass(frozen=True)
@@ -225,6 +184,7 @@ class Removals(Plan):
         sampling_steps: of the sampler.
     """
 
+    notebook = "09_counterfactual"
     rows: Sequence[int] = ()
     sampling_steps: int = 50
 
@@ -291,7 +251,8 @@ def draw_again(model: UNet2DModel, rows: Sequence[int], steps: int) -> Tensor:
 
 
 def plan(folder: Path, parameters: Mapping[str, Any]) -> Removals:
-    """The retrainings of a profile's counterfactuals; their masks are drawn if they are not there.
+    """The retrainings of a profile's counterfactuals. Their masks, `masks/<family>`, are drawn if
+    they are not there.
 
     Args:
         folder: of the working store, with the full model, the generated queries and the scores.
@@ -300,15 +261,86 @@ def plan(folder: Path, parameters: Mapping[str, Any]) -> Removals:
     Returns:
         The plan.
     """
-    design, seed = Design.of(parameters), parameters["train_seed"]
-    draw_masks(Store(folder), design, seed)
+    store, every = Store(folder), families(parameters)
+    for family in every:
+        made: dict[str, Any] = {"arm": family.arm, "k": family.k}
+        inputs = store.sha256("train")
+        if family.arm in ("none", RANDOM):
+            made["draws"] = family.draws
+        else:
+            made["rows"] = list(family.rows)
+            inputs |= store.sha256(f"scores/{family.arm}-gen")
+        make, axes = partial(family.masks, store), "subset train"
+        store.kept(f"masks/{family.name}", make, axes=axes, parameters=made, inputs=inputs)
     return Removals(
         folder,
-        {family: seeds for family, (_, _, seeds) in design.families(seed).items()},
+        {family.name: family.train_seeds for family in every},
         parameters["timesteps"],
         parameters["noise_seeds"],
         parameters["device"],
         ("gen",),
-        rows=design.rows,
+        rows=draw_queries(parameters["n_gen"], parameters["removal_queries"]),
         sampling_steps=parameters["sampling_steps"],
     )
+
+
+def collect(plan: Removals) -> tuple[pd.DataFrame, dict[str, Tensor]]:
+    """What the finished retrainings found. The first row is the full model itself.
+
+    Args:
+        plan: the plan, all of whose members are done.
+
+    Returns:
+        A table of the models: `family`, `arm`, `k` images taken away, `target` (the query that they
+        were taken away for, or -1), `seed`, `seconds`. And by name `masks` `[model, train]`,
+        `images` `[model, query, chan, row, col]` in 8 bits, and `losses` and `outputs`
+        `[model, query]`, means over timesteps.
+
+    Raises:
+        InputError: if some members are not done.
+    """
+    store, members = Store(plan.folder), plan.members()
+    found = [plan.original(), *plan.finished(members)]
+    full = torch.ones(1, len(store.load("train")), dtype=torch.bool)
+    masks = [full, *(store.load(f"masks/{m.family}")[m.subset, None] for m in members)]
+    rows = [("full", "none", 0, -1, plan.train_seeds["kept"][0], store.info("model")["seconds"])]
+    for member in members:
+        made = store.info(f"masks/{member.family}")["parameters"]
+        target = member.subset if "rows" in made else -1
+        seconds = store.info(member.name)["seconds"]
+        drawn = (made["arm"], made["k"], target, member.train_seed, seconds)
+        rows.append((member.family, *drawn))
+    columns = ["family", "arm", "k", "target", "seed", "seconds"]
+    values = {name: torch.stack([one[name] for one in found]) for name in found[0]}
+    values |= {name: values[name].mean(2) for name in ("losses", "outputs")}
+    return pd.DataFrame(rows, columns=columns), {"masks": torch.cat(masks)} | values
+
+
+def look(
+    images: UInt8[Tensor, "model query chan row col"],
+    train: Float[Tensor, "train chan row col"],
+    labels: Int[Tensor, "train"],
+    encoder: Encoder,
+) -> tuple[Float[Tensor, "model query"], Int[Tensor, "model query"]]:
+    """How a network that knows nothing of the models sees what they draw.
+
+    Args:
+        images: of which the first model's are those that the others are compared with, 0…255.
+        train: in [-1, 1].
+        labels: their classes.
+        encoder: see `nda.rivals.embeddings`.
+
+    Returns:
+        The cosine of the features with those of the first model's image; and the class that a
+        logistic regression of the train images' features finds.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    pixels = images.flatten(0, 1).float() / 127.5 - 1
+    seen = F.normalize(embed(pixels, encoder), dim=1).unflatten(0, images.shape[:2])
+    classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    classifier.fit(F.normalize(embed(train, encoder), dim=1).numpy(), labels.numpy())
+    classes = torch.from_numpy(classifier.predict(seen.flatten(0, 1).numpy()))
+    return (seen * seen[:1]).sum(2), classes.unflatten(0, images.shape[:2])

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -44,6 +44,7 @@ class Plan:
     """Retrainings on any masks: every row with every seed of its family.
 
     Attributes:
+        notebook: that runs such a plan.
         folder: the working store, with `train`, the queries and `masks/<family>`; and `model`, if
             the recipe is that of the full model.
         train_seeds: of each family, in the order of training.
@@ -54,6 +55,7 @@ class Plan:
         recipe: how the models are made; default, like `model`.
     """
 
+    notebook: ClassVar[str] = "03_subset_models"
     folder: Path
     train_seeds: Mapping[str, Sequence[int]]
     timesteps: Sequence[int]
@@ -193,6 +195,26 @@ class Plan:
         chosen = members if task is None else [members[task]]
         return fanout.run(self.retrain, chosen, done=self.done, workers=workers, label="retraining")
 
+    def finished(self, members: Sequence[Member]) -> list[dict[str, Tensor]]:
+        """What was measured of members.
+
+        Args:
+            members: some of the tasks.
+
+        Returns:
+            What `measure` returned, in their order.
+
+        Raises:
+            InputError: if some of them are not done.
+        """
+        missing = [member.name for member in members if not self.done(member)]
+        if missing:
+            raise InputError(
+                f"{len(missing)} of {len(members)} models are not trained yet, {missing[0]} first;"
+                f" run notebook {self.notebook} or nda retrain"
+            )
+        return [Store(self.folder).load(member.name) for member in members]
+
     def measured(
         self, family: str, which: str
     ) -> Float[Tensor, "subset seed noise query timestep"]:
@@ -208,14 +230,8 @@ class Plan:
         Raises:
             InputError: if some members are not done.
         """
-        store, members = Store(self.folder), [m for m in self.members() if m.family == family]
-        missing = [member.name for member in members if not self.done(member)]
-        if missing:
-            raise InputError(
-                f"{len(missing)} of {len(members)} {family} models are not trained yet,"
-                f" {missing[0]} first; run 03_subset_models"
-            )
-        stacked = torch.stack([store.load(member.name)[which] for member in members])
+        found = self.finished([member for member in self.members() if member.family == family])
+        stacked = torch.stack([one[which] for one in found])
         seeds = len(self.train_seeds[family])  # members are ordered [seed, subset]
         return stacked.unflatten(0, (seeds, -1)).movedim(0, 1)
 

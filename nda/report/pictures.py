@@ -172,3 +172,33 @@ def first_proponents(
             show(panel, train[index], str(index))
         row[-1].spines[:].set(visible=True, color="#9a9a9a", linewidth=1, linestyle=":")
     return figure
+
+
+def redrawn(
+    images: Float[Tensor, "query column chan row col"],
+    columns: Sequence[tuple[str, str]],
+    titles: Sequence[str] = (),
+) -> Figure:
+    """A row per query: the same picture as several models draw it.
+
+    Args:
+        images: pixels in [-1, 1].
+        columns: name and colour of every model; neighbours of one name share it.
+        titles: one left of each row, or none.
+
+    Returns:
+        The figure.
+    """
+    queries, models = images.shape[:2]
+    figure, axes = canvas(0.86 * models + 0.5, 0.84 * queries + 0.5, queries, models)
+    for i, row in enumerate(axes):
+        for j, panel in enumerate(row):
+            show(panel, images[i, j])
+            panel.spines[:].set(visible=True, color=columns[j][1], linewidth=1.5)
+        if titles:
+            row[0].set_ylabel(titles[i], rotation=0, ha="right", va="center", fontsize=9)
+    names = [name for name, _ in columns]
+    for first in (j for j in range(models) if names[j] not in names[:j]):
+        middle = first + (names.count(names[first]) - 1) // 2
+        axes[0, middle].set_title(names[first], color=columns[first][1], fontsize=9)
+    return figure

@@ -349,3 +349,86 @@ def settings(rows: pd.DataFrame, *, columns: int = 3) -> Figure:
         panel.set_title(name, fontsize=10)
     _frame(figure, axes, used=len(names))
     return figure
+
+
+def boxes(
+    panels: Mapping[str, Mapping[str, Float[Tensor, "..."]]], colours: Mapping[str, str]
+) -> Figure:
+    """One panel per measure with a box per group: quartiles, median, whiskers to 1.5 times the
+    range between the quartiles; every value is a dot.
+
+    Args:
+        panels: values by the label of their group, by what they measure.
+        colours: by the label of the group.
+
+    Returns:
+        The figure.
+    """
+    figure, axes = canvas(4.1 * len(panels), 0.9 + 0.42 * len(colours), 1, len(panels), sharey=True)
+    for panel, (measure, groups) in zip(axes[0], panels.items(), strict=True):
+        for height, (name, values) in enumerate(groups.items()):
+            dots = values.flatten().numpy()
+            # dots of a box stand below each other in the order of their values
+            offsets = height + 0.5 * (np.argsort(np.argsort(dots)) / max(1, len(dots) - 1) - 0.5)
+            panel.plot(dots, offsets, ".", color=colours[name], alpha=0.45, markersize=4)
+            panel.boxplot(
+                dots,
+                positions=[height],
+                orientation="horizontal",
+                widths=0.66,
+                showfliers=False,
+                boxprops={"color": colours[name], "linewidth": 1.5},
+                medianprops={"color": INK, "linewidth": 2},
+                whiskerprops={"color": colours[name]},
+                capprops={"color": colours[name]},
+            )
+        panel.set(xlabel=measure, ylim=(len(groups) - 0.5, -0.5))
+    axes[0, 0].set_yticks(range(len(colours)), list(colours))
+    return figure
+
+
+def clouds(
+    panels: Mapping[str, tuple[Float[Tensor, "..."], Float[Tensor, "..."]]], *, ylabel: str
+) -> Figure:
+    """One panel per pair of measures, a dot per model and query.
+
+    Args:
+        panels: abscissae and ordinates by what the abscissa measures.
+        ylabel: what the ordinate measures.
+
+    Returns:
+        The figure.
+    """
+    figure, axes = canvas(3.9 * len(panels), 2.9, 1, len(panels), sharey=True)
+    for panel, (xlabel, (x, y)) in zip(axes[0], panels.items(), strict=True):
+        dots = {"color": METHODS["nda"].colour, "alpha": 0.25, "markersize": 5}
+        panel.plot(x.flatten().numpy(), y.flatten().numpy(), ".", **dots)
+        panel.set_xlabel(xlabel)
+    axes[0, 0].set_ylabel(ylabel)
+    return figure
+
+
+def removal_curve(
+    table: pd.DataFrame, names: Mapping[str, tuple[str, str]], *, luck: float, ylabel: str
+) -> Figure:
+    """The change of a query against the number of images that were taken away.
+
+    Args:
+        table: of `nda.evidence.outcomes.curve`.
+        names: label and colour of every arm.
+        luck: the change that another train seed makes; a dashed line.
+        ylabel: what the change is.
+
+    Returns:
+        The figure.
+    """
+    figure, axes = canvas(5.2, 3.0)
+    panel = axes[0, 0]
+    for arm, rows in table.groupby("arm", sort=False):
+        label_, colour = names[str(arm)]
+        panel.plot(rows["k"], rows["change"], "o-", color=colour, markersize=5, label=label_)
+    panel.axhline(luck, color=INK, linestyle="--", linewidth=1, label="another seed, nothing gone")
+    panel.set(xlabel="train images taken away", ylabel=ylabel, xticks=sorted(table["k"].unique()))
+    panel.set_ylim(bottom=0)
+    panel.legend(fontsize=8)
+    return figure

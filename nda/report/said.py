@@ -84,17 +84,18 @@ def versus(low: float, high: float) -> str:
     return "ahead of" if low > 0 else "behind" if high < 0 else "not shown to differ from"
 
 
-def interval(low: float, high: float) -> str:
-    """An interval as a sentence shows it, with one decimal and without a line break.
+def interval(low: float, high: float, digits: int = 1) -> str:
+    """An interval as a sentence shows it, without a line break.
 
     Args:
         low: its lower end.
         high: its upper end.
+        digits: after the point.
 
     Returns:
         For example "[-5.5, 4.8]".
     """
-    return f"[{low:.1f},\u00a0{high:.1f}]"
+    return f"[{low:.{digits}f},\u00a0{high:.{digits}f}]"
 
 
 def listed(names: Sequence[str]) -> str:

@@ -14,17 +14,18 @@ from nda.report.said import interval, versus
 from nda.report.style import label
 
 
-def brackets(low: Iterable[float], high: Iterable[float]) -> list[str]:
-    """Intervals as a table shows them, with one decimal; no line ends inside.
+def brackets(low: Iterable[float], high: Iterable[float], digits: int = 1) -> list[str]:
+    """Intervals as a table shows them; no line ends inside.
 
     Args:
         low: lower ends.
         high: upper ends.
+        digits: after the point.
 
     Returns:
         One text per interval.
     """
-    return [interval(*ends) for ends in zip(low, high, strict=True)]
+    return [interval(*ends, digits) for ends in zip(low, high, strict=True)]
 
 
 def table(
@@ -130,3 +131,23 @@ def differences(
         .rename_axis(None)
         .fillna("not run")
     )
+
+
+def removals(parts: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Tables of `nda.evidence.outcomes.tables` for a reader: one column per measure with the
+    difference in hundredths of its unit, its interval and its p-value.
+
+    Args:
+        parts: by the name of the measure; rows are arms.
+
+    Returns:
+        The table.
+    """
+    columns = {}
+    for measure, table in parts.items():
+        ends = brackets(100 * table["low"], 100 * table["high"], 2)
+        cells = zip(100 * table["more"], ends, table["p"], strict=True)
+        columns[f"{measure} x 100"] = [
+            f"{more:+.2f} {both}, p = {p:.2g}" for more, both, p in cells
+        ]
+    return pd.DataFrame(columns, [label(arm) for arm in next(iter(parts.values())).index])

@@ -1,0 +1,391 @@
+"""What removals did: how far every model is from the full one on every query, against random
+removals and against luck."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+
+from nda import rng
+from nda.errors import InputError, check_choice, check_positive
+from nda.evidence.lds import interval
+from nda.store import Store
+
+MEASURES = {
+    "image": "change of the image, RMS",
+    "features": "change of its features, 1 − cosine",
+    "loss": "change of the query's loss",
+    "output": "change of the output, mean square",
+}
+"""What is measured of a model on a query; all are 0 for the full model, and grow with the change.
+Pixels are in [-1, 1], losses and outputs means over pixels and timesteps."""
+PARTS = ("masks", "images", "losses", "outputs", "features", "classes")
+EXACT = 16  # with so many queries or fewer, all signs are tried
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """All models of a counterfactual experiment, and all queries as they draw them.
+
+    Attributes:
+        models: a row per model, the full one first: `family`, `arm`, `k` images taken away,
+            `target` (the query that they were taken away for, or -1), `seed`, `seconds`.
+        masks: True = kept.
+        images: the queries as each model draws them, 0…255.
+        changes: by the name of a measure, see `MEASURES`.
+        classes: what a classifier takes every image for.
+    """
+
+    models: pd.DataFrame
+    masks: Bool[Tensor, "model train"]
+    images: UInt8[Tensor, "model query chan row col"]
+    changes: Mapping[str, Float[Tensor, "model query"]]
+    classes: Int[Tensor, "model query"]
+
+    @classmethod
+    def load(cls, results: Store) -> "Outcomes":
+        """From what notebook 09 has written.
+
+        Args:
+            results: a results store.
+
+        Returns:
+            The outcomes.
+
+        Raises:
+            InputError: if they are missing, or if the files do not belong together.
+        """
+        models = results.used_as("results").load("counterfactual/models")
+        parts = {name: results.load(f"counterfactual/{name}") for name in PARTS}
+        made = results.info("counterfactual/models")["inputs"]
+        for name, part in parts.items():
+            others = results.info(f"counterfactual/{name}")["inputs"] != made
+            if others or len(part) != len(models):
+                raise InputError(
+                    f"counterfactual/{name} in {results.folder} is of another model, truth or"
+                    " design than counterfactual/models there; delete that folder and run"
+                    " 09_counterfactual again"
+                )
+        losses, images = parts["losses"].double(), parts["images"]
+        changes = {
+            "image": rms(images, images[0]),
+            "features": 1 - parts["features"].double(),
+            "loss": losses - losses[0],
+            "output": parts["outputs"].double(),
+        }
+        return cls(models, parts["masks"], images, changes, parts["classes"])
+
+    @property
+    def arms(self) -> list[str]:
+        """The methods whose first `k` images were taken away, in the order of training."""
+        pairs = dict.fromkeys(zip(self.models["family"], self.models["arm"], strict=True))
+        return [arm for family, arm in pairs if family == f"removed-{arm}" and arm != "random"]
+
+    @property
+    def k(self) -> int:
+        """How many images every arm takes away, less those of the removal curve."""
+        return int(self.models["k"][self.rows("removed-random")[0]])
+
+    def rows(self, family: str) -> list[int]:
+        """The models of a family.
+
+        Args:
+            family: "full"; "kept", whose models see all images; "removed-random" or "removed-"
+                with an arm, with "-" and a `k` for the removal curve; "uncoupled-" with an arm.
+
+        Returns:
+            Their rows.
+
+        Raises:
+            InputError: if there is no such family.
+        """
+        check_choice("family", family, tuple(dict.fromkeys(self.models["family"])))
+        return self.models.index[self.models["family"] == family].tolist()
+
+    def each(self, family: str, measure: str) -> Float[Tensor, "model query"]:
+        """What a family did to all queries.
+
+        Args:
+            family: see `rows`.
+            measure: one of `MEASURES`.
+
+        Returns:
+            A row per model of the family.
+
+        Raises:
+            InputError: for another family or measure.
+        """
+        check_choice("measure", measure, tuple(MEASURES))
+        return self.changes[measure][self.rows(family)]
+
+    def own(self, family: str, measure: str) -> Float[Tensor, "target"]:
+        """What removals did to the queries that they were made for.
+
+        Args:
+            family: see `rows`.
+            measure: one of `MEASURES`.
+
+        Returns:
+            A value per model of the family; its queries are the first ones of all.
+
+        Raises:
+            InputError: for another family or measure.
+        """
+        return self.each(family, measure).diagonal()
+
+
+def rms(
+    images: UInt8[Tensor, "*model query chan row col"],
+    original: UInt8[Tensor, "query chan row col"],
+) -> Float[Tensor, "*model query"]:
+    """Root mean square of the change of a pixel's value; times √values it is the papers' L2.
+
+    Args:
+        images: 0…255.
+        original: 0…255.
+
+    Returns:
+        The changes, of pixels in [-1, 1].
+    """
+    change = (images.double() - original.double()) / 127.5
+    return change.square().mean((-3, -2, -1)).sqrt()
+
+
+def against_random(
+    own: Float[Tensor, "query"],
+    random: Float[Tensor, "draw all"],
+    *,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> dict[str, float]:
+    """How much more a removal changes its query than a random one does.
+
+    The interval is a bootstrap over queries and random sets. The p-value is that of a permutation
+    test: if the removal were like the random ones, it might for every query be any one of them.
+
+    Args:
+        own: the change of each query by the removal made for it.
+        random: the change of all queries, of which those of `own` are the first, by each random
+            removal.
+        resamples: of both.
+        seed: of both.
+
+    Returns:
+        `own` and `random`, the means; `more`, their difference, with `low` and `high`; `ratio`, of
+        the medians; `p`, one-sided.
+
+    Raises:
+        InputError: for no resamples.
+    """
+    check_positive("resamples", resamples)
+    own, random = own.double(), random[:, : len(own)].double()
+    draws, queries = random.shape
+    source = rng.generator("removals", seed)
+    some = torch.randint(queries, (resamples, queries), generator=source)
+    sets = torch.randint(draws, (resamples, draws), generator=source)
+    shares = torch.zeros(resamples, draws, dtype=torch.float64)
+    shares.scatter_add_(1, sets, torch.full(sets.shape, 1 / draws).double())
+    low, high = interval((own[some] - (shares @ random).gather(1, some)).mean(1))
+    together = torch.cat([own[None], random])
+    picks = torch.randint(draws + 1, (resamples, queries), generator=source)
+    chance = together.gather(0, picks).mean(1)
+    return {
+        "own": own.mean().item(),
+        "random": random.mean().item(),
+        "more": (own.mean() - random.mean()).item(),
+        "low": low,
+        "high": high,
+        "ratio": (own.quantile(0.5) / random.quantile(0.5)).item(),
+        "p": _share(chance, own.mean()),
+    }
+
+
+def against(
+    own: Float[Tensor, "query"],
+    other: Float[Tensor, "query"],
+    *,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> dict[str, float]:
+    """How much more one arm changes the queries than another.
+
+    Args:
+        own: the change of each query by one arm.
+        other: by the other one.
+        resamples: of the bootstrap over queries, and of the signs if there are too many queries to
+            try all.
+        seed: of both.
+
+    Returns:
+        `more`, the mean difference, with `low` and `high`; `p`, two-sided: that of the test that
+        turns the sign of each query's difference.
+
+    Raises:
+        InputError: for no resamples.
+    """
+    check_positive("resamples", resamples)
+    apart = own.double() - other.double()
+    source = rng.generator("arms", seed)
+    some = torch.randint(len(apart), (resamples, len(apart)), generator=source)
+    low, high = interval(apart[some].mean(1))
+    if len(apart) <= EXACT:
+        numbers = torch.arange(2 ** len(apart))[:, None]
+        signs = 1 - 2 * (numbers >> torch.arange(len(apart)) & 1)
+        chance = (signs * apart).mean(1).abs()
+        p = (chance >= apart.mean().abs() - 1e-12).double().mean().item()
+    else:
+        signs = 1 - 2 * torch.randint(2, some.shape, generator=source)
+        p = _share((signs * apart).mean(1).abs(), apart.mean().abs())
+    return {"more": apart.mean().item(), "low": low, "high": high, "p": p}
+
+
+def specificity(
+    changes: Float[Tensor, "query query"], *, resamples: int = 10_000, seed: int = 0
+) -> dict[str, float]:
+    """Whether removals change the query that they were made for more than they change others.
+
+    Args:
+        changes: row i, what the removal for query i did to all queries.
+        resamples: of the bootstrap over queries, and of the permutations, which deal the removals
+            out to the queries at random.
+        seed: of both.
+
+    Returns:
+        `own` and `others`, the means on and off the diagonal; `more`, their difference, with `low`
+        and `high`; `p`, one-sided.
+
+    Raises:
+        InputError: for no resamples, or less than two queries.
+    """
+    check_positive("resamples", resamples)
+    queries = len(changes)
+    if changes.ndim != 2 or changes.shape[1] != queries or queries < 2:
+        raise InputError(
+            f"changes must be [query, query] of at least 2 queries, not {tuple(changes.shape)}"
+        )
+    changes = changes.double()
+    own = changes.diagonal()
+    others = (changes.sum(0) - own) / (queries - 1)
+    source = rng.generator("specificity", seed)
+    some = torch.randint(queries, (resamples, queries), generator=source)
+    low, high = interval((own - others)[some].mean(1))
+    dealt = torch.rand(resamples, queries, generator=source).argsort(1)
+    chance = changes[dealt, torch.arange(queries)].mean(1)
+    return {
+        "own": own.mean().item(),
+        "others": others.mean().item(),
+        "more": (own - others).mean().item(),
+        "low": low,
+        "high": high,
+        "p": _share(chance, own.mean()),
+    }
+
+
+def _share(chance: Tensor, seen: Tensor) -> float:
+    """Of chance values that reach what was seen, which counts as one of them."""
+    return (1 + int((chance >= seen - 1e-12).sum())) / (1 + len(chance))
+
+
+def goes_with(
+    first: Float[Tensor, "model query"],
+    second: Float[Tensor, "model query"],
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Pearson's correlation of two measures over all models and queries.
+
+    Args:
+        first: one measure.
+        second: the other.
+        resamples: of the bootstrap over models and queries.
+        seed: of the bootstrap.
+
+    Returns:
+        `pearson`, with `low` and `high`; and `within`, the same after every query's mean is taken
+        away, so that queries that change easily do not make it.
+
+    Raises:
+        InputError: for no resamples.
+    """
+    check_positive("resamples", resamples)
+    source, draws = rng.generator("goes with", seed), []
+    for _ in range(resamples):
+        models = torch.randint(len(first), (len(first),), generator=source)
+        queries = torch.randint(first.shape[1], (first.shape[1],), generator=source)
+        draws.append(_pearson(first[models][:, queries], second[models][:, queries]))
+    low, high = interval(torch.tensor(draws).double())
+    centred = (values - values.mean(0) for values in (first, second))
+    return {
+        "pearson": _pearson(first, second),
+        "low": low,
+        "high": high,
+        "within": _pearson(*centred),
+    }
+
+
+def _pearson(first: Tensor, second: Tensor) -> float:
+    return torch.corrcoef(torch.stack([first.flatten(), second.flatten()]).double())[0, 1].item()
+
+
+def tables(
+    outcomes: Outcomes, measure: str, *, reference: str, resamples: int = 10_000, seed: int = 0
+) -> dict[str, pd.DataFrame]:
+    """The three comparisons of every arm.
+
+    Args:
+        outcomes: of all models.
+        measure: one of `MEASURES`.
+        reference: the arm that the others are compared with.
+        resamples: of bootstraps and permutations.
+        seed: of both.
+
+    Returns:
+        A row per arm: `random`, see `against_random`; `reference`, see `against`; `specific`, see
+        `specificity`.
+
+    Raises:
+        InputError: for another measure or reference, or if there is no random removal.
+    """
+    check_choice("reference", reference, tuple(outcomes.arms))
+    options = {"resamples": resamples, "seed": seed}
+    random = outcomes.each("removed-random", measure)
+    every = {arm: outcomes.each(f"removed-{arm}", measure) for arm in outcomes.arms}
+    own = {arm: outcomes.own(f"removed-{arm}", measure) for arm in every}
+    rows = {
+        "random": {arm: against_random(values, random, **options) for arm, values in own.items()},
+        "reference": {
+            arm: against(values, own[reference], **options)
+            for arm, values in own.items()
+            if arm != reference
+        },
+        "specific": {arm: specificity(values, **options) for arm, values in every.items()},
+    }
+    return {name: pd.DataFrame(found).T for name, found in rows.items()}
+
+
+def curve(outcomes: Outcomes, measure: str) -> pd.DataFrame:
+    """The removal curve.
+
+    Args:
+        outcomes: of all models.
+        measure: one of `MEASURES`.
+
+    Returns:
+        Columns `arm`, `k` and `change`, the mean over the queries that have a curve; of the random
+        arm over its sets, too. Empty if no other `k` was tried.
+    """
+    models, rows = outcomes.models, []
+    removed = models["family"].str.startswith("removed-")
+    others = models[removed & (models["k"] != outcomes.k)]
+    queries = 1 + int(others["target"].max()) if len(others) else 0
+    for arm in others["arm"].unique():
+        for k in [*others["k"].unique(), outcomes.k]:
+            family = f"removed-{arm}" + ("" if k == outcomes.k else f"-{k}")
+            each = outcomes.each(family, measure)[:, :queries]
+            values = each if arm == "random" else each[:queries].diagonal()
+            rows.append((arm, int(k), values.mean().item()))
+    return pd.DataFrame(rows, columns=["arm", "k", "change"]).sort_values(["arm", "k"])
