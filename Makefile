@@ -19,7 +19,7 @@ pages:
 	NDA_BOOK=. $(BIN)/python -m pytest --noconftest tests/test_book.py
 
 numbers:
-	NDA_BOOK=. $(BIN)/python -m pytest tests/test_lds_page.py
+	NDA_BOOK=. $(BIN)/python -m pytest tests/test_lds_page.py tests/test_removals_page.py
 
 test: env  ## run the tests: module, notebooks (nbval), book
 	$(BIN)/python -m pytest -n 2

@@ -18,8 +18,10 @@ settings.register_profile("nda", deadline=None, derandomize=True, max_examples=2
 settings.load_profile("nda")
 
 
-THE_BOOK = ("tests/test_notebooks.py", "tests/test_book.py", "tests/test_lds_page.py")
-LONG = ("tests/test_install.py", "tests/test_retrain.py", "tests/test_fanout.py")
+THE_BOOK = tuple(
+    f"tests/test_{name}.py" for name in ("notebooks", "book", "lds_page", "removals_page")
+)
+LONG = tuple(f"tests/test_{name}.py" for name in ("install", "counterfactual", "retrain", "fanout"))
 
 
 def pytest_collection_modifyitems(items):

@@ -198,7 +198,7 @@ def against_random(
         "more": (own.mean() - random.mean()).item(),
         "low": low,
         "high": high,
-        "ratio": (own.median() / random.median()).item(),
+        "ratio": (own.quantile(0.5) / random.quantile(0.5)).item(),
         "p": _share(chance, own.mean()),
     }
 
