@@ -40,6 +40,7 @@ NOTEBOOKS = {
     "ablations": "05_nda and 08b_settings",
     "effects": _SCORED,
     "counterfactual": "09_counterfactual",
+    "known": "18_known_answers",
     "gallery": "09_counterfactual",
 }
 Value = Tensor | Mapping[str, Tensor] | pd.DataFrame

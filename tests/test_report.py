@@ -9,7 +9,7 @@ from scipy.stats import spearmanr
 from nda import rng
 from nda.report.pictures import first_proponents
 from nda.report.plots import damping_paths, heat, settings, spectra
-from nda.report.tables import agreement
+from nda.report.tables import agreement, known_answers
 
 QUERIES, TRAIN = 5, 12
 
@@ -143,3 +143,26 @@ def test_settings_show_report_with_intervals_and_select():
     weights = [tick.get_fontweight() for tick in panel.get_xticklabels()]
     hollow = [line.get_xdata().tolist() for line in panel.lines if line.get_color() == "white"]
     assert weights == ["bold", "normal"] and hollow == [[0.88], [1.12]]
+
+
+def test_known_answers_have_methods_down_and_kinds_across():
+    columns = ["method", "reading", "case", "kind", "recall_1", "iou"]
+    rows = [
+        ["random", "as scored", "copies", "exact", 10.0, None],
+        ["random", "as scored", "copies", "mirrored", 5.0, None],
+        ["nda", "as scored", "copies", "exact", 100.0, 60.0],
+        ["nda", "as scored", "copies", "mirrored", 90.0, 50.0],
+        ["nda", "local", "copies", "exact", 99.0, 80.0],
+        ["nda", "local", "mosaics", "four quadrants", 98.0, 70.0],
+    ]
+    tables = {"digits": pd.DataFrame(rows, columns=columns)}
+    one = known_answers(tables, ["copies"], {"recall_1": "recall@1, %"})
+    assert list(one) == ["exact", "mirrored"]  # in the order of the rows, methods too
+    assert list(one.index) == [("digits", "Random (null)"), ("digits", "NDA, single scale")]
+    assert one.to_numpy().tolist() == [["10", "5"], ["100", "90"]]
+    two = {"recall_1": "recall@1, %", "iou": "IoU, %"}
+    many = known_answers(tables, ["copies"], two, ("as scored", "local"))
+    names = ["NDA, single scale, as scored", "NDA, single scale, local"]
+    assert list(many.index) == [("digits", name) for name in names]
+    assert many[("IoU, %", "exact")].tolist() == ["60", "80"]
+    assert many[("IoU, %", "mirrored")].tolist() == ["50", ""]

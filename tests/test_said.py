@@ -131,3 +131,9 @@ def test_all_of_an_ablation_can_be_said(published):
     assert text(published, "k_trak_val_chosen_at") == "'10'"
     assert text(published, "k_trak_val_least_at") == "'10'"
     assert text(published, "k_trak_val_span") == "2.0"
+
+
+def test_all_known_answers_can_be_said(published):
+    row = {"method": "nda", "reading": "local", "case": "transplants", "iou": 61.5}
+    said.say_known(pd.DataFrame([row | {"kind": "3/8 of the side, moved"}]), "_small")
+    assert text(published, "nda_local_3_8_of_the_side_moved_iou_small") == "61.5"

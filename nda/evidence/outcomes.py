@@ -389,3 +389,47 @@ def curve(outcomes: Outcomes, measure: str) -> pd.DataFrame:
             values = each if arm == "random" else each[:queries].diagonal()
             rows.append((arm, int(k), values.mean().item()))
     return pd.DataFrame(rows, columns=["arm", "k", "change"]).sort_values(["arm", "k"])
+
+
+def medians(outcomes: Outcomes, published: pd.DataFrame) -> pd.DataFrame:
+    """The median changes of the images, beside those that papers print.
+
+    Args:
+        outcomes: of all models.
+        published: columns `dataset`, `method`, `l2` and `values`, how many an image has.
+
+    Returns:
+        Columns `dataset`, `method`, `RMS` and `times random`.
+    """
+    images = {"random": outcomes.each("removed-random", "image")}
+    images |= {arm: outcomes.own(f"removed-{arm}", "image") for arm in outcomes.arms}
+    rows = [("here", arm, values.quantile(0.5).item()) for arm, values in images.items()]
+    ours = pd.DataFrame(rows, columns=["dataset", "method", "RMS"])
+    theirs = published.assign(RMS=published["l2"] / published["values"] ** 0.5)
+    both = pd.concat([ours, theirs])[["dataset", "method", "RMS"]]
+    random = both[both["method"] == "random"].set_index("dataset")["RMS"]
+    return both.assign(**{"times random": both["RMS"] / both["dataset"].map(random)})
+
+
+def classes(outcomes: Outcomes, labels: Int[Tensor, "train"]) -> pd.DataFrame:
+    """How lopsided removals are, and how often a picture then shows another class.
+
+    Args:
+        outcomes: of all models.
+        labels: the class of each train image.
+
+    Returns:
+        A row per arm, random removals first: `share` of the removed images that are of their most
+        frequent class, and `switched`, the share of the queries whose class is another than before;
+        means over models, from 0 to 1.
+    """
+    kinds, rows = labels.unique(), {}
+    switched = (outcomes.classes != outcomes.classes[0]).double()
+    for arm in ("random", *outcomes.arms):
+        models = outcomes.rows(f"removed-{arm}")
+        gone = ~outcomes.masks[models]
+        counts = torch.stack([(gone & (labels == kind)).sum(1) for kind in kinds], 1)
+        share = (counts.amax(1) / gone.sum(1)).mean()
+        seen = switched[models] if arm == "random" else switched[models].diagonal()
+        rows[arm] = {"share": share.item(), "switched": seen.mean().item()}
+    return pd.DataFrame(rows).T

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from nda.errors import InputError
+from nda.nonparametric.config import NDAConfig
 from nda.nonparametric.patches import Posterior, Windows, noised, patch_posterior
 from nda.schedule import sigma, signal
 
@@ -103,6 +105,87 @@ def used_pixels(
     logits = _logits(query, train[image], windows, options, everywhere)
     masses = (logits - posterior.log_total[0, :, None]).exp()  # [query position, image position]
     return masses.sum(0).unflatten(0, windows.grid).to(train.dtype)
+
+
+def pixel_masses(
+    queries: Float[Tensor, "query chan row col"],
+    train: Float[Tensor, "train chan row col"],
+    config: NDAConfig,
+    *,
+    covered: bool = False,
+) -> Float[Tensor, "query row col train"]:
+    """Who explains each pixel of the queries, in the mean over timesteps, scales and noise that
+    `config` says; nothing is cut to a top k.
+
+    A mass belongs to a window. By default a pixel has the mass of the window around it. At the edge
+    of what was taken from one image these windows reach across. `covered` asks for each pixel
+    whether any window that has it is explained.
+
+    Args:
+        queries: pixels in [-1, 1].
+        train: pixels in [-1, 1], of the queries' dtype and device.
+        config: of the scores that these maps explain. With `top_k=None` and odd windows the mean of
+            a map over its pixels is the score.
+        covered: give a pixel the largest mass of all windows that have it.
+
+    Returns:
+        Masses; they sum to 1 over the train images, unless `covered`. An even window has its middle
+        between pixels, and a pixel then has the mean of the windows beside it.
+
+    Raises:
+        InputError: as `nda.nonparametric.patches.patch_posterior` does.
+    """
+    bank = torch.cat([train, train.flip(-1)]) if config.flips else train
+    height, width = train.shape[2:]
+    total = train.new_zeros(len(queries), height, width, len(train))
+    for term in config.terms():
+        options = config.options(queries, term) | {"top_k": None}
+        masses = patch_posterior(queries, bank, **options).masses
+        both = torch.stack(masses.split(len(train), dim=2)).sum(0)  # [query, position, train]
+        windows = Windows(height, width, term.scale.patch, term.scale.coarse, config.borders)
+        maps = both.mT.unflatten(2, windows.grid)
+        total += term.weight * _on_pixels(maps, windows, covered).movedim(1, 3)
+    return total
+
+
+def local_scores(
+    queries: Float[Tensor, "query chan row col"],
+    train: Float[Tensor, "train chan row col"],
+    config: NDAConfig,
+    *,
+    side: int,
+) -> Float[Tensor, "query train"]:
+    """Where each train image explains most: its largest mean mass in any square of a query. The
+    scores of NDA are means over the whole query, in which a small part counts for little.
+
+    Args:
+        queries: pixels in [-1, 1].
+        train: pixels in [-1, 1], of the queries' dtype and device.
+        config: as of `pixel_masses`.
+        side: of the square, in pixels.
+
+    Returns:
+        Scores between 0 and 1.
+
+    Raises:
+        InputError: for a square that the queries have not, or as `pixel_masses` does.
+    """
+    if not 1 <= side <= min(queries.shape[2:]):
+        raise InputError(f"side must be from 1 to {min(queries.shape[2:])} pixels, not {side!r}")
+    maps = (pixel_masses(query[None], train, config).movedim(3, 1) for query in queries)
+    return torch.cat([F.avg_pool2d(one, side, stride=1).amax((2, 3)) for one in maps])
+
+
+def _on_pixels(
+    maps: Float[Tensor, "query train grid_row grid_col"], windows: Windows, covered: bool
+) -> Float[Tensor, "query train row col"]:
+    """Masses of windows, given to pixels."""
+    if covered:
+        first, last = windows.patch - 1 - windows.before, windows.before + 1 - windows.patch % 2
+        return F.max_pool2d(F.pad(maps, [first, last] * 2), windows.patch, stride=1)
+    if windows.patch % 2:
+        return maps
+    return F.avg_pool2d(F.pad(maps, [1] * 4, mode="replicate"), 2, stride=1)
 
 
 def _posterior(query: Tensor, train: Tensor, options: dict[str, Any]) -> tuple[Windows, Posterior]:

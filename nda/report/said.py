@@ -84,7 +84,7 @@ def versus(low: float, high: float) -> str:
     return "ahead of" if low > 0 else "behind" if high < 0 else "not shown to differ from"
 
 
-def interval(low: float, high: float, digits: int = 1) -> str:
+def interval(low: float, high: float, *, digits: int = 1) -> str:
     """An interval as a sentence shows it, without a line break.
 
     Args:
@@ -210,6 +210,27 @@ def say_settings(rows: pd.DataFrame) -> None:
             ends, name = (row["gain_low"], row["gain_high"]), f"{stem}_is_{_slug(row['setting'])}"
             said |= {name: row["report"], f"{name}_gain": row["gain"]}
             said |= {f"{name}_apart": interval(*ends), f"{name}_versus": versus(*ends)}
+    say(**said)
+
+
+def say_known(rows: pd.DataFrame, ending: str = "") -> None:
+    """Give a table of known answers to the sentences of the book.
+
+    For NDA as scored on exact copies the names start with `nda_as_scored_exact`: for example
+    `nda_as_scored_exact_recall_1`. The largest shares are said of strangers alone.
+
+    Args:
+        rows: of `nda.evidence.planted.suite`, with columns method and reading.
+        ending: of all names, for a second table.
+    """
+    said: dict[str, Any] = {}
+    for row in rows.to_dict("records"):
+        stem = _slug(" ".join(row.pop(name) for name in ("method", "reading", "kind")))
+        figures: tuple[str, ...] = ("recall_1", "iou", "share", "known", "caught")
+        if row["case"] == "strangers":
+            figures = ("largest", "largest_95")
+        values = {name: row[name] for name in figures if pd.notna(row.get(name))}
+        said |= {f"{stem}_{name}{ending}": value for name, value in values.items()}
     say(**said)
 
 

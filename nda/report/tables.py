@@ -1,6 +1,7 @@
 """Numbers for a reader."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 import torch
@@ -14,7 +15,7 @@ from nda.report.said import interval, versus
 from nda.report.style import label
 
 
-def brackets(low: Iterable[float], high: Iterable[float], digits: int = 1) -> list[str]:
+def brackets(low: Iterable[float], high: Iterable[float], *, digits: int = 1) -> list[str]:
     """Intervals as a table shows them; no line ends inside.
 
     Args:
@@ -25,7 +26,7 @@ def brackets(low: Iterable[float], high: Iterable[float], digits: int = 1) -> li
     Returns:
         One text per interval.
     """
-    return [interval(*ends, digits) for ends in zip(low, high, strict=True)]
+    return [interval(*ends, digits=digits) for ends in zip(low, high, strict=True)]
 
 
 def table(
@@ -145,9 +146,46 @@ def removals(parts: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """
     columns = {}
     for measure, table in parts.items():
-        ends = brackets(100 * table["low"], 100 * table["high"], 2)
+        ends = brackets(100 * table["low"], 100 * table["high"], digits=2)
         cells = zip(100 * table["more"], ends, table["p"], strict=True)
         columns[f"{measure} x 100"] = [
             f"{more:+.2f} {both}, p = {p:.2g}" for more, both, p in cells
         ]
     return pd.DataFrame(columns, [label(arm) for arm in next(iter(parts.values())).index])
+
+
+def known_answers(
+    tables: Mapping[str, pd.DataFrame],
+    cases: Sequence[str],
+    columns: Mapping[str, str],
+    readings: Sequence[str] = ("as scored",),
+    *,
+    digits: int = 0,
+) -> pd.DataFrame:
+    """Tables of `nda.evidence.planted.suite` for a reader: one block of rows per table, the methods
+    down, the kinds of queries across. What lacks a figure, for want of maps, is left out.
+
+    Args:
+        tables: by the title of their block, with columns method and reading.
+        cases: that are shown.
+        columns: figures that are shown, with what they are called.
+        readings: of the methods; if there are several, they are named.
+        digits: after the point.
+
+    Returns:
+        The table.
+    """
+    blocks = {}
+    for title, rows in tables.items():
+        rows = rows[rows["case"].isin(cases) & rows["reading"].isin(readings)]
+        rows = rows.dropna(subset=list(columns)).rename(columns=columns)
+        names = rows["method"].map(lambda key: METHODS[key].label)
+        if len(readings) > 1:
+            names += ", " + rows["reading"]
+        index = rows.assign(method=names).set_index(["method", "kind"])
+        blocks[title] = index[list(columns.values())].unstack(sort=False)
+    both = pd.concat(blocks).map(f"{{:.{digits}f}}".format).replace("nan", "")
+    if len(columns) == 1:
+        both = both.droplevel(0, axis=1)
+    unnamed: Any = [None, None]
+    return both.rename_axis(unnamed).rename_axis(columns=unnamed[: both.columns.nlevels])

@@ -57,6 +57,22 @@ class Bench:
         self._choose = choose
         self._made: dict[Hashable, tuple[Any, float]] = {}
 
+    @classmethod
+    def of_images(cls, parameters: Mapping[str, Any], **images: Tensor) -> "Bench":
+        """A bench of images in memory, for methods that look at nothing else.
+
+        Args:
+            parameters: of the methods' settings.
+            **images: by kind, for example `train` and `val`, on one device.
+
+        Returns:
+            A bench without a model or a folder.
+        """
+        device = next(iter(images.values())).device
+        bench = cls(Store("nowhere", role="working"), parameters, device=device)
+        bench._made = {("images", kind): (values, 0.0) for kind, values in images.items()}
+        return bench
+
     def images(self, kind: str) -> Float[Tensor, "image chan row col"]:
         """The images called "train", "val" or "gen", in [-1, 1].
 
