@@ -323,9 +323,9 @@ def ahead(run: str, other: str, side: int | None = None, which: Sequence[str] = 
         parts, printed = [], []
         for name in which:
             (ours, draws), (theirs, others) = (evidence.lds(r, name) for r in (run, other))
-            in_print = [evidence.printed(r, name) for r in (run, other)]
-            claimed = side
-            if None not in in_print:
+            read = [evidence.printed(r, name) for r in (run, other)]
+            in_print, claimed = [value for value in read if value is not None], side
+            if len(in_print) == 2:
                 printed.append("{:.1f} against {:.1f} %".format(*in_print) + f" {NAMES[name]}")
                 claimed = int(np.sign(in_print[0] - in_print[1])) if side is None else side
             if claimed is None:
@@ -497,7 +497,7 @@ def costs(run: str, other: str) -> Rule:
             files = [f"effects/{name}-{which}" for name in (run, other)]
             if any(file not in evidence.results for file in files):
                 raise Missing(REASONS["effects"])
-            both = [evidence.seconds([file]) for file in files]
+            both = [evidence.results.info(file)["seconds"] for file in files]
             if None in both:
                 raise Missing("its time was not recorded")
             said = "{:,.0f} against {:,.0f} seconds".format(*both)
@@ -694,8 +694,8 @@ def output_rather_than_loss() -> Rule:
         changes = evidence.outcomes.changes
         image, pearson = changes["image"][1:], {}
         for measure in ("output", "loss"):
-            found = outcomes.goes_with(changes[measure][1:], image, resamples=evidence.resamples)
-            pearson[measure] = found
+            both = changes[measure][1:], image
+            pearson[measure] = outcomes.goes_with(*both, resamples=evidence.resamples)
         first, second = pearson["output"], pearson["loss"]
         word = verdict(first["low"] - second["high"], first["high"] - second["low"], AHEAD)
         said = [
