@@ -44,6 +44,7 @@ GIVEN = {
     "sampling_steps": 3,
     "device": "cpu",
     "removal_queries": 3,
+    "removal_targets": 3,
     "removal_k": 2,
     "removal_arms": ["pixel_cosine", "nda"],
     "removal_random": 2,
@@ -135,6 +136,7 @@ def test_scores_that_are_not_finite():
         ({"uncoupled_arm": "d_trak"}, "uncoupled_arm must be one of"),
         ({"removal_k": 8}, "k must take away at least one of the 8 train images and leave one"),
         ({"removal_arms": ["d_trak", "nda"]}, "scores/d_trak-gen is missing in .*07b"),
+        ({"removal_targets": 4}, "removal_targets must be at most the 3 removal_queries, not 4"),
         ({"curve_queries": 4}, "curve_queries must be at most the 3 removal_queries, not 4"),
     ],
 )
@@ -161,6 +163,15 @@ def test_families_and_their_order(trained):
         "uncoupled-random": 8,
         "uncoupled-nda": 8,
     }
+
+
+def test_queries_that_are_no_targets_are_only_drawn(trained):
+    """And the models of the targets stay what they are."""
+    some = counterfactual.plan(trained.folder, GIVEN | {"removal_targets": 1})
+    counts = pd.Series([member.family for member in some.members()]).value_counts()
+    assert counts["removed-nda"] == counts["removed-nda-1"] == 1 and counts["removed-random"] == 2
+    assert some.run(workers=1) == 0
+    assert counterfactual.collect(some)[1]["images"].shape[1] == 3
 
 
 def test_the_same_seed_draws_the_same_pictures(trained):

@@ -15,7 +15,7 @@ from torch import Tensor
 from nda import rng
 from nda.checks import pick_device
 from nda.errors import InputError, check_choice, check_positive
-from nda.evidence.retrain import Plan
+from nda.evidence.retrain import Member, Plan
 from nda.methods import METHODS
 from nda.model import outputs, sampling, unet
 from nda.model.lean import UNet2DModel
@@ -159,8 +159,11 @@ def families(parameters: Mapping[str, Any]) -> list[Family]:
     uncoupled = parameters["uncoupled_arm"]
     check_choice("uncoupled_arm", uncoupled, ["", *arms])
     rows, curve = draw_queries(parameters["n_gen"], n), parameters["curve_queries"]
-    if curve > n:
-        raise InputError(f"curve_queries must be at most the {n} removal_queries, not {curve}")
+    for name in ("removal_targets", "curve_queries"):
+        if parameters[name] > n:
+            raise InputError(
+                f"{name} must be at most the {n} removal_queries, not {parameters[name]}"
+            )
     k, seed = parameters["removal_k"], parameters["train_seed"]
     others = range(seed, seed + 1 + parameters["removal_seeds"])
     found = [Family("kept", "none", 0, (), 1, others)]
@@ -181,14 +184,30 @@ class Removals(Plan):
 
     Attributes:
         rows: numbers of the generated queries.
+        targets: of these, the first that images are taken away for; the others are only drawn.
         sampling_steps: of the sampler.
     """
 
     notebook = "09_counterfactual"
     rows: Sequence[int] = ()
+    targets: int = 0
     sampling_steps: int = 50
 
-    def settings(self, member: Any) -> tuple[dict[str, Any], dict[str, str]]:
+    def members(self) -> list[Member]:
+        """Every task, by family and seed.
+
+        Returns:
+            The tasks.
+        """
+        masks = (f"masks/{family}" for family in self.train_seeds)
+        aimed = [name for name in masks if "rows" in Store(self.folder).info(name)["parameters"]]
+        return [
+            member
+            for member in super().members()
+            if f"masks/{member.family}" not in aimed or member.subset < self.targets
+        ]
+
+    def settings(self, member: Member) -> tuple[dict[str, Any], dict[str, str]]:
         """What a member's result depends on: also the full model, with which it is compared.
 
         Args:
@@ -280,6 +299,7 @@ def plan(folder: Path, parameters: Mapping[str, Any]) -> Removals:
         parameters["device"],
         ("gen",),
         rows=draw_queries(parameters["n_gen"], parameters["removal_queries"]),
+        targets=parameters["removal_targets"],
         sampling_steps=parameters["sampling_steps"],
     )
 

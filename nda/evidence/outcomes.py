@@ -362,7 +362,9 @@ def tables(
             for arm, values in own.items()
             if arm != reference
         },
-        "specific": {arm: specificity(values, **options) for arm, values in every.items()},
+        "specific": {
+            arm: specificity(values[:, : len(values)], **options) for arm, values in every.items()
+        },
     }
     return {name: pd.DataFrame(found).T for name, found in rows.items()}
 
