@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from made_up_removals import removals
 
 from nda.__main__ import parser
 from nda.artefact import notebooks
@@ -92,3 +93,18 @@ def test_nothing_is_found_in_an_empty_folder(tmp_path):
         assert part.found == "–" and part.verdict.startswith("not done: ")
         cells = SCRIPT["cells"](row, evidence, set())
         assert cells[2].endswith("(not in this edition)") and cells[-1] == "–"
+
+
+def test_removals_are_found_as_soon_as_they_are_there(tmp_path):
+    results = Store(tmp_path, role="results")
+    own = {"nda_two_scale": 0.5, "d_trak": 0.3, "ekfac": 0.4, "pixel_cosine": 0.1}
+    removals(results, own, curve=["ekfac"])
+    evidence = verdicts.Evidence(results, Store.shipped("published"), resamples=100)
+    rows = [row for row in ROWS if row.where == SCRIPT["REMOVED"]]
+    found = {row.shows: SCRIPT["cells"](row, evidence, set())[4:] for row in rows}
+    arms = ("TRAK's", "DAS's", "CLIP's", "2 %", "overestimates")  # not trained, or in the gallery
+    assert sum(cells[1].startswith("not done") for cells in found.values()) <= len(arms)
+    done = {shows: cells for shows, cells in found.items() if not cells[1].startswith("not done")}
+    assert len(done) >= 10 and all(float(cells[2]) > 0 for cells in done.values())
+    assert found["NDA's removal changes about as much as D-TRAK's"][1] == "disagrees"
+    assert sum(cells[1] == "agrees" for cells in done.values()) >= 5

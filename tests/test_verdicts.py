@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from made_up_removals import QUERIES, SETS, TRAIN, removals
 from scipy import stats
 
-from nda import rng
 from nda.errors import InputError
 from nda.evidence.truth import Truth, recorded_effects
 from nda.report import verdicts as v
@@ -16,7 +16,6 @@ from nda.report.verdicts import AHEAD, ALIKE, BEHIND, Evidence, Finding, Missing
 from nda.store import Store
 
 PUBLISHED, SMALL = Store.shipped("published"), Store.shipped("small")
-QUERIES, SETS, TRAIN = 5, 6, 30
 
 
 @pytest.mark.parametrize(
@@ -152,38 +151,11 @@ def test_a_table_without_paired_differences_is_missing_too(tmp_path):
 # ---- made-up results
 
 
-def draw(*shape):
-    return torch.rand(shape, generator=rng.generator("verdicts", *shape), dtype=torch.float64)
-
-
-def save_removals(results, own):
-    """Removals for `QUERIES` queries: `own` is what an arm does to its query, by its name."""
-    models = [("full", "none", 0, -1)]
-    models += [("removed-random", "random", 6, -1)] * SETS
-    models += [(f"removed-{arm}", arm, 6, q) for arm in own for q in range(QUERIES)]
-    table = pd.DataFrame(models, columns=["family", "arm", "k", "target"])
-    table = table.assign(seed=0, seconds=2.0)
-    changes = 0.02 * draw(len(models), QUERIES)
-    for row, (_, arm, _, target) in enumerate(models):
-        if target >= 0:
-            changes[row, target] += own[arm]
-    changes[0] = 0
-    masks = torch.ones(len(models), TRAIN, dtype=torch.bool)
-    masks[1:, :6] = False
-    images = (128 + 100 * changes)[..., None, None, None].expand(-1, -1, 1, 4, 4).round().byte()
-    parts = {"masks": masks, "images": images, "losses": changes, "outputs": changes**2}
-    parts |= {"features": 1 - changes, "classes": torch.zeros(len(models), QUERIES).int()}
-    for name, part in parts.items():
-        axes = " ".join("abcde"[: part.ndim])
-        results.save(f"counterfactual/{name}", part, axes=axes, inputs={"a": "b"})
-    made = {"parameters": {"rows": list(range(QUERIES))}, "inputs": {"a": "b"}}
-    results.save("counterfactual/models", table, **made)
-
-
 @pytest.fixture
 def made_up(tmp_path):
     results = Store(tmp_path, role="results")
-    save_removals(results, {"nda_two_scale": 0.5, "d_trak": 0.1, "ekfac": 0.1, "pixel_dot": -0.2})
+    own = {"nda_two_scale": 0.5, "d_trak": 0.1, "ekfac": 0.1, "pixel_dot": -0.2}
+    removals(results, own)
     return Evidence(results, PUBLISHED, resamples=400)
 
 
