@@ -403,8 +403,9 @@ def medians(outcomes: Outcomes, published: pd.DataFrame) -> pd.DataFrame:
     Returns:
         Columns `dataset`, `method`, `RMS` and `times random`.
     """
-    images = {"random": outcomes.each("removed-random", "image")}
-    images |= {arm: outcomes.own(f"removed-{arm}", "image") for arm in outcomes.arms}
+    arms = {arm: outcomes.own(f"removed-{arm}", "image") for arm in outcomes.arms}
+    targets = 1 + int(outcomes.models["target"].max())
+    images = {"random": outcomes.each("removed-random", "image")[:, :targets], **arms}
     rows = [("here", arm, values.quantile(0.5).item()) for arm, values in images.items()]
     ours = pd.DataFrame(rows, columns=["dataset", "method", "RMS"])
     theirs = published.assign(RMS=published["l2"] / published["values"] ** 0.5)
@@ -426,12 +427,13 @@ def classes(outcomes: Outcomes, labels: Int[Tensor, "train"]) -> pd.DataFrame:
         means over models, from 0 to 1.
     """
     kinds, rows = labels.unique(), {}
+    targets = 1 + int(outcomes.models["target"].max())
     switched = (outcomes.classes != outcomes.classes[0]).double()
     for arm in ("random", *outcomes.arms):
         models = outcomes.rows(f"removed-{arm}")
         gone = ~outcomes.masks[models]
         counts = torch.stack([(gone & (labels == kind)).sum(1) for kind in kinds], 1)
         share = (counts.amax(1) / gone.sum(1)).mean()
-        seen = switched[models] if arm == "random" else switched[models].diagonal()
+        seen = switched[models][:, :targets] if arm == "random" else switched[models].diagonal()
         rows[arm] = {"share": share.item(), "switched": seen.mean().item()}
     return pd.DataFrame(rows).T

@@ -282,5 +282,6 @@ def redrawn(
     names = [name for name, _ in columns]
     for first in (j for j in range(models) if names[j] not in names[:j]):
         middle = first + (names.count(names[first]) - 1) // 2
-        axes[0, middle].set_title(names[first], color=columns[first][1], fontsize=9)
+        title = names[first].replace(", ", ",\n").replace(" ", "\n", "," not in names[first])
+        axes[0, middle].set_title(title, color=columns[first][1], fontsize=9)
     return figure

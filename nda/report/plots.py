@@ -404,6 +404,7 @@ def clouds(
         dots = {"color": METHODS["nda"].colour, "alpha": 0.25, "markersize": 5}
         panel.plot(x.flatten().numpy(), y.flatten().numpy(), ".", **dots)
         panel.set_xlabel(xlabel)
+        panel.xaxis.set_major_locator(mpl.ticker.MaxNLocator(4))
     axes[0, 0].set_ylabel(ylabel)
     return figure
 
