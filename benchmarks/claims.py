@@ -354,7 +354,7 @@ NONPARAMETRIC = [
         "N claims",
         "NDA is consistent across architectures and training regimes",
         v.not_done(
-            "one architecture and one regime have an LDS; each further one wants all retrainings again"
+            "one architecture and one regime have an LDS; each other one wants all retrainings"
         ),
         ("runs/03_subset_models", ()),
     ),
