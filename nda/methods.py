@@ -17,6 +17,7 @@ from torch import Tensor
 from nda.errors import InputError, check_choice
 from nda.model.outputs import uniform_timesteps
 from nda.nonparametric.config import NDAConfig
+from nda.nonparametric.random_features import TIMESTEPS
 from nda.rivals.bench import Bench
 from nda.rivals.kernel import DAMPINGS, Choice
 from nda.store import Store, plain
@@ -357,6 +358,26 @@ def _nda(key: str, label: str, colour: str, reads: Callable[..., Any]) -> Method
     return Method(key, label, colour, "nda", IMAGES, run, reads=reads)
 
 
+def _random_features(key: str, label: str, colour: str, gated: bool) -> Method:
+    return Method(
+        key,
+        label,
+        colour,
+        "beyond",
+        IMAGES,
+        "nda.nonparametric.random_features:rfi_scores",
+        fixed={
+            "timesteps": TIMESTEPS,
+            "widths": (128, 256),
+            "networks": 1,
+            "damping": 3e-3,
+            "draws": 1,
+            "gated": gated,
+        },
+        reads=_from(noise_seed="noise_seed"),
+    )
+
+
 def _gradient(key: str, label: str, colour: str, normalise: bool, weights: str) -> Method:
     return Method(
         key,
@@ -433,6 +454,8 @@ METHODS = {
         _nda("nda", "NDA, single scale", "#1f6f8b", _full_scale),
         _nda("nda_coarse", "NDA, coarse", "#6fb1c4", _coarse_scale),
         _nda("nda_two_scale", "NDA, two scales", "#0b3c4f", _two_scales),
+        _random_features("rfi", "RFI", "#a98be0", gated=False),
+        _random_features("rfi_gated", "RFI, gated", "#5b2ec4", gated=True),
         _gradient("gradient_dot", "Gradient, dot", "#e3a3b4", False, "model"),
         _gradient("gradient_cosine", "Gradient, cosine", "#cf7f96", True, "model"),
         _gradient("tracincp", "TracInCP", "#d9a7d0", False, "checkpoints"),

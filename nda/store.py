@@ -26,7 +26,7 @@ from nda.places import home, shared
 VERSIONS = {name: version(name) for name in ("torch", "diffusers", "numpy") if find_spec(name)} | {
     "python": platform.python_version()
 }
-_SCORED = "05_nda, 06_similarity, 07a_gradients, 07b_kernels, 07c_das and 08_influence"
+_SCORED = "05_nda, 06_similarity, 07a_gradients, 07b_kernels, 07c_das, 08_influence and 15_beyond"
 NOTEBOOKS = {
     "train": "01_data",
     "val": "01_data",

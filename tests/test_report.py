@@ -8,8 +8,8 @@ from scipy.stats import spearmanr
 
 from nda import rng
 from nda.report.pictures import first_proponents
-from nda.report.plots import damping_paths, heat, settings, spectra
-from nda.report.tables import agreement, known_answers
+from nda.report.plots import damping_paths, heat, settings, slopes, spectra
+from nda.report.tables import agreement, gains, known_answers
 
 QUERIES, TRAIN = 5, 12
 
@@ -143,6 +143,39 @@ def test_settings_show_report_with_intervals_and_select():
     weights = [tick.get_fontweight() for tick in panel.get_xticklabels()]
     hollow = [line.get_xdata().tolist() for line in panel.lines if line.get_color() == "white"]
     assert weights == ["bold", "normal"] and hollow == [[0.88], [1.12]]
+
+
+def test_gains_keep_the_order_of_their_rows():
+    rows = pd.DataFrame(
+        {"scores": ["b", "a", "b", "a"], "queries": ["val", "val", "gen", "gen"]}
+        | {"gain": [0.0, 1.25, 2.0, -3.0], "gain_low": [0, 1, 1, -4.0], "gain_high": [0, 2, 3, 0.5]}
+    )
+    table = gains(rows, ["scores"], ["queries"])
+    assert [*table.index] == ["b", "a"] and [*table.columns] == ["val", "gen"]
+    assert table.loc["a", "gen"] == "-3.0 [-4.0,\u00a00.5]"
+    assert gains(rows.assign(kind="x"), ["scores", "kind"], ["queries"]).shape == (2, 2)
+
+
+def test_slopes_show_every_band_with_its_interval_and_the_gate():
+    rows = pd.DataFrame(
+        {"band": ["near", "far"] * 2, "queries": ["val", "val", "gen", "gen"]}
+        | {
+            "slope": [1.1, 0.4, 0.8, 0.1],
+            "low": [0.9, 0.1, 0.7, -0.1],
+            "high": [1.3, 0.6, 0.9, 0.3],
+        }
+        | {"gate": [1.8, 0.6, 1.7, 0.5]}
+    )
+    panels = slopes(rows).axes
+    assert [panel.get_title() for panel in panels] == ["val queries", "gen queries"]
+    for panel, (_, found) in zip(panels, rows.groupby("queries", sort=False), strict=True):
+        *_, true, opened = panel.lines
+        assert [*true.get_ydata()] == [*found["slope"]] and [*opened.get_ydata()] == [
+            *found["gate"]
+        ]
+        ends = [segment[:, 1].tolist() for segment in panel.collections[0].get_segments()]
+        assert ends == found[["low", "high"]].to_numpy().tolist()
+        assert [text.get_text() for text in panel.get_xticklabels()] == ["near", "far"]
 
 
 def test_known_answers_have_methods_down_and_kinds_across():

@@ -186,7 +186,7 @@ def test_single_tasks_give_the_same_bytes(tmp_path, whole):
     assert payloads(plan) == {
         name: expected[name] for name in ("report-000-0.safetensors", "report-002-1.safetensors")
     }
-    with pytest.raises(InputError, match="4 of 6 report models .*members/report-001-0"):
+    with pytest.raises(InputError, match="4 of 6 models .*members/report-001-0"):
         plan.losses("report", "val", 2)
 
 

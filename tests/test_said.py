@@ -133,6 +133,28 @@ def test_all_of_an_ablation_can_be_said(published):
     assert text(published, "k_trak_val_span") == "2.0"
 
 
+def test_changes_are_listed_by_the_intervals_with_the_gate(published):
+    rows = [
+        ("as it is", "-", "pixels", "val", 50.0, -1.0, -3.0, 1.0),
+        ("as it is", "-", "pixels", "gen", 40.0, -2.0, -3.0, -1.0),
+        ("norm", "none", "features", "val", 45.0, -5.0, -8.0, -2.0),
+        ("norm", "none", "features", "gen", 45.0, 5.0, 2.0, 8.0),
+        ("widths", "64", "features", "val", 52.0, 1.0, -1.0, 3.0),
+        ("widths", "64", "none", "val", 42.0, -9.0, -11.0, -7.0),
+        ("draws", "2", "features", "val", 55.0, 3.0, 1.0, 5.0),
+        ("draws", "2", "features", "gen", 55.0, 3.0, -1.0, 5.0),
+        ("draws", "4", np.nan, np.nan, np.nan, np.nan, np.nan, np.nan),
+    ]
+    columns = ["choice", "value", "gate", "queries", "lds", "gain", "gain_low", "gain_high"]
+    said.say_changes(pd.DataFrame(rows, columns=columns))
+    expected = {"worse": "norm none", "better": "draws 2", "undecided": "widths 64"}
+    expected |= {"not_run": "draws 4", "gate_pixels_val_versus": "not shown to differ from"}
+    expected |= {"gate_pixels_gen_versus": "behind", "gate_pixels_gen_ends": "[-3.0,\u00a0-1.0]"}
+    for name, words in expected.items():
+        assert text(published, name) == repr(words), name
+    assert text(published, "gate_pixels_val") == "-1.0"
+
+
 def test_all_known_answers_can_be_said(published):
     row = {"method": "nda", "reading": "local", "case": "transplants", "iou": 61.5}
     said.say_known(pd.DataFrame([row | {"kind": "3/8 of the side, moved"}]), "_small")

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -138,9 +139,9 @@ def parameters(name: str, overrides: Mapping[str, Any] | None = None) -> dict[st
 def follows(notebook: str) -> set[str]:
     """The notebooks whose results a notebook takes, from its own table.
 
-    These are the earlier ones that its row "Reads" links to, or all before it if it links to none.
-    One that measures time says so in its metadata (`"nda": {"alone": true}`): it follows all before
-    it, and is followed by all after it, so that nothing runs beside it.
+    These are the ones that its row "Reads" links to, or all before it if it links to none. One that
+    measures time says so in its metadata (`"nda": {"alone": true}`): it follows all others, so that
+    nothing runs beside it.
 
     Args:
         notebook: its stem.
@@ -148,11 +149,11 @@ def follows(notebook: str) -> set[str]:
     Returns:
         Their stems.
     """
-    before = {stem for stem in notebooks() if stem < notebook}
-    linked = {stem for stem in before if f"]({stem})" in _row(notebook, "Reads")}
-    if _alone(notebook) or not linked:
-        return before
-    return linked | {stem for stem in before if _alone(stem)}
+    others = {stem for stem in notebooks() if stem != notebook and not _alone(stem)}
+    if _alone(notebook):
+        return others
+    linked = {stem for stem in others if f"]({stem})" in _row(notebook, "Reads")}
+    return linked or {stem for stem in others if stem < notebook}
 
 
 def shows_results(notebook: str) -> bool:
@@ -237,8 +238,8 @@ def run(
     if len(chosen) > 1 and warm.AVAILABLE:
         _together(given, after, runs, jobs)
     else:  # in a kernel that starts as always
-        for stem, parameters in given.items():
-            _execute(stem, parameters, runs)
+        for stem in TopologicalSorter(after).static_order():
+            _execute(stem, given[stem], runs)
     return runs
 
 
@@ -282,6 +283,7 @@ def _execute(
             kernel_name="python3",
             progress_bar=False,
             start_timeout=600,  # on a machine that is busy
+            iopub_timeout=60,  # the same
             extra_arguments=[set_threads] if threads else [],
         )
     except papermill.PapermillExecutionError as error:

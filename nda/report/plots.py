@@ -351,6 +351,34 @@ def settings(rows: pd.DataFrame, *, columns: int = 3) -> Figure:
     return figure
 
 
+def slopes(rows: pd.DataFrame) -> Figure:
+    """How much of a predicted influence comes true, by the distance of the train images, with its
+    interval: one panel per kind of queries. A diamond is the mean factor of a gate.
+
+    Args:
+        rows: of `nda.evidence.bands.slopes`, with the columns queries and gate; band is a name.
+
+    Returns:
+        The figure.
+    """
+    kinds = list(dict.fromkeys(rows["queries"]))
+    figure, axes = canvas(3.6 * len(kinds), 2.8, 1, len(kinds), sharey=True)
+    true, opened = METHODS["rfi"].colour, METHODS["rfi_gated"].colour
+    for panel, kind in zip(axes[0], kinds, strict=True):
+        found = rows[rows["queries"] == kind].reset_index()
+        for height in (0, 1):
+            panel.axhline(height, **QUIET)
+        panel.vlines(found.index - 0.08, found["low"], found["high"], color=true, linewidth=2)
+        panel.plot(found.index - 0.08, found["slope"], "o", color=true, label="comes true")
+        panel.plot(found.index + 0.08, found["gate"], "D", color=opened, label="factor of the gate")
+        panel.set_xticks(found.index, found["band"])
+        panel.set(xlabel="third of the train images", xlim=(-0.5, len(found) - 0.5))
+        panel.set_title(f"{kind} queries", fontsize=10)
+    axes[0, 0].set_ylabel("true by predicted effect")
+    axes[0, -1].legend(fontsize=8)
+    return figure
+
+
 def boxes(
     panels: Mapping[str, Mapping[str, Float[Tensor, "..."]]], colours: Mapping[str, str]
 ) -> Figure:

@@ -213,6 +213,35 @@ def say_settings(rows: pd.DataFrame) -> None:
     say(**said)
 
 
+def say_changes(rows: pd.DataFrame) -> None:
+    """Give a table of single changes of RFI to the sentences of the book.
+
+    `worse`, `better` and `undecided` list the changes, judged with the gate: a change is worse if
+    the interval of its gain is below zero for any kind of queries, and better if it is above zero
+    for one and below for none. `not_run` lists those without a number. Of RFI as it is,
+    `gate_pixels_val` is the gain of the gate "pixels" over its own, with `..._ends` and the
+    word `..._versus`.
+
+    Args:
+        rows: of `ablations/beyond`, columns choice, value, gate, queries, lds and the gains.
+    """
+    name = rows["choice"] + " " + rows["value"].astype(str)
+    changed = rows[(rows["gate"] == "features") & (rows["choice"] != "as it is")]
+    by_change = changed.groupby(name[changed.index], sort=False)
+    worse, better = by_change["gain_high"].min() < 0, by_change["gain_low"].max() > 0
+    found = {"worse": worse, "better": better & ~worse, "undecided": ~(worse | better)}
+    said: dict[str, Any] = {what: listed([*are[are].index]) for what, are in found.items()}
+    said["not_run"] = listed([*name[rows["lds"].isna()].unique()])
+    for row in rows[rows["choice"] == "as it is"].to_dict("records"):
+        stem, ends = (
+            f"gate_{_slug(row['gate'])}_{row['queries']}",
+            (row["gain_low"], row["gain_high"]),
+        )
+        said |= {stem: row["gain"], f"{stem}_ends": interval(*ends)}
+        said[f"{stem}_versus"] = versus(*ends)
+    say(**said)
+
+
 def say_known(rows: pd.DataFrame, ending: str = "") -> None:
     """Give a table of known answers to the sentences of the book.
 

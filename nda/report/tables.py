@@ -134,6 +134,26 @@ def differences(
     )
 
 
+def gains(rows: pd.DataFrame, index: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
+    """Paired differences for a reader, with their intervals.
+
+    Args:
+        rows: columns gain, gain_low, gain_high and those named by the other two.
+        index: what names a row of the table.
+        columns: what names a column.
+
+    Returns:
+        The table, in the order of `rows`.
+    """
+    ends = brackets(rows["gain_low"], rows["gain_high"])
+    cells = [f"{gain:+.1f} {both}" for gain, both in zip(rows["gain"], ends, strict=True)]
+    wide = rows.assign(cell=cells).set_index([*index, *columns])["cell"].unstack([*columns])
+    order = [rows[[*names]].drop_duplicates() for names in (index, columns)]
+    keys = [[*frame.itertuples(index=False, name=None)] for frame in order]
+    keys = [[key[0] for key in found] if len(found[0]) == 1 else found for found in keys]
+    return wide.loc[keys[0], keys[1]]
+
+
 def removals(parts: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Tables of `nda.evidence.outcomes.tables` for a reader: one column per measure with the
     difference in hundredths of its unit, its interval and its p-value.
