@@ -63,7 +63,7 @@ def table(
     return pd.concat(blocks)
 
 
-def gains(rows: pd.DataFrame, which: str) -> pd.DataFrame:
+def settings_in_use(rows: pd.DataFrame, which: str) -> pd.DataFrame:
     """A table of ablations for a reader: what each setting scores, and its paired difference to the
     setting in use. The verdict is "a hint" where the interval of the difference has zero inside.
 
