@@ -374,7 +374,7 @@ def _random_features(key: str, label: str, colour: str, gated: bool) -> Method:
             "draws": 1,
             "gated": gated,
         },
-        reads=_from(noise_seed="noise_seed"),
+        reads=_from(noise_seed="noise_seed", flips="flips"),
     )
 
 

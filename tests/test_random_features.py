@@ -259,15 +259,17 @@ def test_damping_below_rounding_is_refused():
 # ---- the sum over timesteps, and the gate
 
 
-def test_timesteps_and_networks_are_summed():
+@pytest.mark.parametrize("flips", [True, False])
+def test_timesteps_and_networks_are_summed(flips):
     expected = torch.zeros(3, 6, dtype=torch.float64)
     for network in (0, 1):
         features = RandomFeatures.draw(2, SMALL["widths"], network)
         for timestep, weight in zip((50, 200, 300), (75 / 250, 125 / 250, 50 / 250), strict=True):
-            made = Task(features, timestep, shared_noise(TRAIN, timestep, 5)[None])
+            made = Task(features, timestep, shared_noise(TRAIN, timestep, 5)[None], flips)
             fit = moments(TRAIN, made)
             expected += weight / 2 * influence(QUERIES, TRAIN, made, fit, 0.1)
-    close(rfi_scores(QUERIES, TRAIN, networks=2, damping=0.1, noise_seed=5, **SMALL), expected)
+    given = SMALL | {"networks": 2, "damping": 0.1, "noise_seed": 5, "flips": flips}
+    close(rfi_scores(QUERIES, TRAIN, **given), expected)
 
 
 @pytest.mark.parametrize("timesteps", [(5,), (0, 999), (3, 4, 10), TIMESTEPS])
@@ -278,8 +280,8 @@ def test_weights_are_those_of_the_trapezoid_rule(timesteps):
     assert found == pytest.approx(np.trapezoid(values, timesteps) / span if span else values[0])
 
 
-@pytest.mark.parametrize("side", [4, 8])
-def test_the_gate_is_that_of_loops(side):
+@pytest.mark.parametrize(("side", "flips"), [(4, True), (8, True), (8, False)])
+def test_the_gate_is_that_of_loops(side, flips):
     queries, train = draw("q", 2, 2, side, side), draw("t", 3, 2, side, side)
     network, cell = RandomFeatures.draw(2, (8,)), side // GATE_GRID
 
@@ -295,12 +297,15 @@ def test_the_gate_is_that_of_loops(side):
     expected = torch.stack(
         [
             torch.stack(
-                [min((pooled(q) - pooled(s)).norm() for s in (x, x.flip(-1))) for x in train]
+                [
+                    min((pooled(q) - pooled(s)).norm() for s in [x, x.flip(-1)][: 1 + flips])
+                    for x in train
+                ]
             )
             for q in queries
         ]
     )
-    found = gate_distances(queries, train, network)
+    found = gate_distances(queries, train, network, flips)
     close(found, expected)
     rows = [(row - row.mean()) / row.std(correction=0) for row in expected]
     close(gate(found), torch.exp(-torch.stack(rows) / 2))
@@ -311,6 +316,11 @@ def test_gated_scores_are_scores_times_the_gate():
     networks = [RandomFeatures.draw(2, SMALL["widths"], n) for n in (0, 1)]
     factors = gate(sum(gate_distances(QUERIES, TRAIN, network) for network in networks))
     close(both, factors * rfi_scores(QUERIES, TRAIN, networks=2, **SMALL))
+    near = sum(gate_distances(QUERIES, TRAIN, network, False) for network in networks)
+    alone, both = (
+        rfi_scores(QUERIES, TRAIN, gated=g, networks=2, flips=False, **SMALL) for g in (False, True)
+    )
+    close(both, gate(near) * alone)
     assert factors.min() > 0 and factors.std() > 0.1
 
 
@@ -408,9 +418,9 @@ def test_float32_is_close_to_its_twin(options):
 
 @pytest.mark.parametrize("key", ["rfi", "rfi_gated"])
 def test_the_catalogue_runs_it(key):
-    given = METHODS[key].settings({"noise_seed": 4})
+    given = METHODS[key].settings({"noise_seed": 4, "flips": False})
     assert given["timesteps"] == [*TIMESTEPS] and given["gated"] is (key == "rfi_gated")
-    expected = rfi_scores(QUERIES, TRAIN, noise_seed=4, gated=key == "rfi_gated")
+    expected = rfi_scores(QUERIES, TRAIN, noise_seed=4, flips=False, gated=key == "rfi_gated")
     assert torch.equal(METHODS[key].function(QUERIES, TRAIN, **given), expected)
 
 

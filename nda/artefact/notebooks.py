@@ -86,7 +86,8 @@ def defaults(notebook: str) -> dict[str, Any]:
 
 
 def profile(name: str, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The parameters of `notebooks/profiles/<name>.yaml` with overrides.
+    """The parameters of `notebooks/profiles/<name>.yaml` with overrides; a profile with a line
+    `like: other` has those of the other profile, but where it says otherwise.
 
     Args:
         name: of the profile.
@@ -99,14 +100,8 @@ def profile(name: str, overrides: Mapping[str, Any] | None = None) -> dict[str, 
         InputError: if there is no such profile, for a name that no notebook declares, and for a
             value of another type than its default.
     """
-    path = SOURCES / "profiles" / f"{name}.yaml"
-    if not path.is_file():
-        raise InputError(
-            f"profile {name!r} does not exist; there are"
-            f" {', '.join(sorted(p.stem for p in path.parent.glob('*.yaml')))}"
-        )
     known = _declared()
-    given = yaml.safe_load(path.read_text()) | {"profile": name} | dict(overrides or {})
+    given = _written(name) | {"profile": name} | dict(overrides or {})
     for key, value in given.items():
         if key not in known:
             raise InputError(
@@ -121,6 +116,19 @@ def profile(name: str, overrides: Mapping[str, Any] | None = None) -> dict[str, 
         ):
             raise InputError(f"parameter {key} must be of type {wanted.__name__}, not {value!r}")
     return given
+
+
+def _written(name: str) -> dict[str, Any]:
+    """What is in the file of a profile, and of the one that it is like."""
+    path = SOURCES / "profiles" / f"{name}.yaml"
+    if not path.is_file():
+        raise InputError(
+            f"profile {name!r} does not exist; there are"
+            f" {', '.join(sorted(p.stem for p in path.parent.glob('*.yaml')))}"
+        )
+    own: dict[str, Any] = yaml.safe_load(path.read_text())
+    other = own.pop("like", None)
+    return (_written(other) if other else {}) | own
 
 
 def parameters(name: str, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -280,6 +280,7 @@ def gate_distances(
     queries: Float[Tensor, "query chan row col"],
     train: Float[Tensor, "train chan row col"],
     features: Features,
+    flips: bool = True,
 ) -> Float[Tensor, "query train"]:
     """Distance of random features without noise, averaged over the cells of a 4 x 4 grid, to a
     train image or its mirror image, whichever is nearer.
@@ -288,6 +289,7 @@ def gate_distances(
         queries: pixels in [-1, 1].
         train: pixels in [-1, 1].
         features: of every pixel.
+        flips: whether mirror images count.
 
     Returns:
         The distances, in float64 on the CPU.
@@ -304,12 +306,11 @@ def gate_distances(
         return torch.cat(found).flatten(1).cpu().double()
 
     asked, exact = pooled(queries), "donot_use_mm_for_euclid_dist"  # the same for equal images
-    near = [
-        torch.minimum(
-            *(torch.cdist(asked, pooled(x), compute_mode=exact) for x in (some, some.flip(-1)))
-        )
-        for some in train.split(max(64, len(queries)))
-    ]
+    near = []
+    for some in train.split(max(64, len(queries))):
+        seen = [some, some.flip(-1)] if flips else [some]
+        away = [torch.cdist(asked, pooled(images), compute_mode=exact) for images in seen]
+        near.append(torch.stack(away).amin(0))
     return torch.cat(near, 1)
 
 
@@ -338,6 +339,7 @@ def rfi_scores(
     damping: float = 3e-3,
     draws: int = 1,
     noise_seed: int = 0,
+    flips: bool = True,
     gated: bool = False,
 ) -> Float[Tensor, "query train"]:
     """Random-feature influence, a mean over timesteps with trapezoid weights and over networks.
@@ -351,6 +353,7 @@ def rfi_scores(
         damping: λ, relative to the mean diagonal of A.
         draws: noise images per timestep, which all images share.
         noise_seed: names the noise.
+        flips: whether the denoisers see mirror images too, as the model to explain did in training.
         gated: multiply by `gate`, from the features of all networks.
 
     Returns:
@@ -366,11 +369,11 @@ def rfi_scores(
         pairs = list(zip(timesteps, trapezoid(timesteps), strict=True))
         for timestep, weight in tqdm(pairs, desc="RFI", unit="timestep", leave=False):
             noise = [shared_noise(train, timestep, noise_seed, draw) for draw in range(draws)]
-            task = Task(features, timestep, torch.stack(noise))
+            task = Task(features, timestep, torch.stack(noise), flips)
             fit = moments(train, task)
             found += weight / networks * influence(queries, train, task, fit, damping)
         if gated:
-            apart = apart + gate_distances(queries, train, features)
+            apart = apart + gate_distances(queries, train, features, flips)
     return (found * gate(apart) if gated else found).to(train)
 
 
