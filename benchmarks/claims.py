@@ -4,7 +4,7 @@ shipped results of the benchmark say of it.
     python benchmarks/claims.py
 
 The table stands between two comments; everything else in the file is typed. In the table a number
-or a verdict is computed by the row's rule, see `nda.report.verdicts`. A test fails when the page is
+or a verdict is computed by the row's rule, see `nda.report.findings`. A test fails when the page is
 out of date.
 """
 
@@ -21,8 +21,8 @@ import yaml
 from nda import rng
 from nda.evidence.truth import FAMILIES
 from nda.nonparametric.patches import patch_scores
-from nda.report import verdicts as v
-from nda.report.verdicts import AHEAD, ALIKE, BEHIND, Rule
+from nda.report import findings as v
+from nda.report.findings import AHEAD, ALIKE, BEHIND, Rule
 from nda.rivals.das import das_scores
 from nda.rivals.kernel import Kernel, gram
 from nda.store import Store

@@ -5,16 +5,15 @@ plays no part.
     NDA_DATA=/path/to/cifar10 python -m nda run --profile small --only 01
     python benchmarks/random_features.py [--only networks] [--ready]
     python benchmarks/random_features.py --gate
-    python benchmarks/random_features.py --ship
     python benchmarks/random_features.py --time 200 2000 50000 --side 8
+    python benchmarks/random_features.py --ship
 
 The first command stores the train images and the validation queries of the profile `small`. The
 second adds one row after another to `data/random_features/`: a killed run goes on by the same
 command, and a setting whose row is there is not computed again. `--ready` prints the rows that are
-there. The third asks what the gate does. The fourth puts what the second and the third have found
-beside the results of `small`, with empty rows for settings that have not been computed. The fifth
-prints seconds per 1,000 train images on made-up images, of the smallest number of timesteps that
-shows them: one.
+there. The third asks what the gate does. The fourth measures seconds per 1,000 train images on
+made-up images, of the smallest number of timesteps that shows them: one. The fifth puts all of it
+beside the results of `small`.
 """
 
 import argparse
@@ -422,7 +421,7 @@ def explain(trial: Trial) -> dict[str, pd.DataFrame]:
 
 
 def ship(trial: Trial) -> None:
-    """Put what is ready beside the results of `small`.
+    """Put the rows beside the results of `small`.
 
     Args:
         trial: images, truths and rows.
@@ -430,24 +429,27 @@ def ship(trial: Trial) -> None:
     results = Store.shipped("small")
     losses = [f"losses/select-{which}" for which in WHICH]
     made: dict[str, Any] = {"inputs": trial.inputs | results.sha256("masks/select", *losses)}
-    rows = []
-    for choice, value, _ in changes():
-        empty = pd.DataFrame({"choice": choice, "value": value or "-"}, index=[0])
-        name = f"rows/{row_name(choice, value)}"
-        rows.append(trial.store.load(name) if name in trial.store else empty)
+    names = [row_name(choice, value) for choice, value, _ in changes()]
+    rows = [trial.store.load(f"rows/{name}") for name in names]
     made["parameters"] = asdict(Setting())
     results.save("ablations/beyond", pd.concat(rows), **made)
     for name in ("gate", "thirds"):
         results.save(f"beyond/{name}", trial.store.load(name), **made)
+    cost = trial.store.info("cost")["parameters"]
+    results.save("beyond/cost", trial.store.load("cost"), parameters=cost, inputs={})
 
 
-def clock(counts: Sequence[int], side: int) -> None:
-    """Print the time and memory of one timestep with the gate.
+def clock(counts: Sequence[int], side: int) -> pd.DataFrame:
+    """The time and memory of one timestep with the gate, for ten queries.
 
     Args:
-        counts: of train images.
+        counts: of train images, ascending, because the peak of the memory never falls.
         side: of the images in pixels.
+
+    Returns:
+        A row per count: CPU seconds, these per 1,000 images, and the rise of the peak in MB.
     """
+    rows = []
     for count in counts:
         source = rng.generator("benchmark", count)
         images = 2 * torch.rand(count + 10, 3, side, side, generator=source) - 1
@@ -456,8 +458,10 @@ def clock(counts: Sequence[int], side: int) -> None:
         rfi_scores(images[:10], images[10:], timesteps=(162,), gated=True)
         took = process_time() - started
         more = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-        each = 1000 * took / count
-        print(f"{count:6d} train images: {took:7.1f} CPU-s, {each:5.2f} per 1,000, {more:.0f} MB")
+        row = {"train images": count, "CPU seconds": took, "per 1,000": 1000 * took / count}
+        rows.append(row | {"memory, MB": more})
+        print(row, flush=True)
+    return pd.DataFrame(rows).round(2)
 
 
 def main() -> None:
@@ -468,15 +472,16 @@ def main() -> None:
     parser.add_argument("--only", help="a choice, such as damping")
     parser.add_argument("--ready", action="store_true", help="print the rows that are there")
     parser.add_argument("--gate", action="store_true", help="ask what the gate does")
-    parser.add_argument("--ship", action="store_true", help="put what is ready among the results")
+    parser.add_argument("--ship", action="store_true", help="put all of it among the results")
     parser.add_argument("--time", type=int, nargs="+", help="numbers of train images")
     parser.add_argument("--side", type=int, default=16, help="of timed images, in pixels")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    if options.time:
-        clock(options.time, options.side)
-        return
     store = Store.working("random_features")
+    if options.time:
+        made = {"side": options.side, "timesteps": 1, "queries": 10}
+        store.save("cost", clock(options.time, options.side), parameters=made, inputs={})
+        return
     if options.ready:
         rows = [store.load(name) for name in store.names() if name.startswith("rows/")]
         print(pd.concat(rows).to_string(index=False) if rows else "no row yet")

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from nda.nonparametric.provenance import used_pixels as used_pixels
     from nda.nonparametric.scores import nda_scores as nda_scores
     from nda.store import Store as Store
+    from nda.trace import Trace as Trace
 
 __version__ = "0.1.0"
 _FILES = {
@@ -37,6 +38,7 @@ _FILES = {
     "nonparametric.provenance": ["provenance", "used_pixels"],
     "nonparametric.scores": ["nda_scores"],
     "store": ["Store"],
+    "trace": ["Trace"],
 }
 _FILE = {name: f"nda.{file}" for file, names in _FILES.items() for name in names}
 __all__ = sorted(_FILE)

@@ -1,8 +1,9 @@
-"""The command line: run the notebooks of a profile, retrain its subset models, ship its results, or
-score attributions of your own."""
+"""The command line: run the notebooks of a profile, retrain its subset models, score by blocks,
+ship its results, test attributions of your own, or trace your own images."""
 
 import argparse
 import logging
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(prog="nda", description=__doc__)
     root.add_argument("--version", action="version", version=f"nda {__version__}")
     commands = root.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for add in (_add_run, _add_retrain, _add_score, _add_ship):
+    adds = (_add_run, _add_retrain, _add_attribute, _add_score, _add_trace, _add_plan, _add_ship)
+    for add in adds:
         add(commands)
     return root
 
@@ -54,13 +56,27 @@ def _add_retrain(commands: Any) -> None:
         help="the counterfactual models of notebook 09, without the images that a method ranks"
         " highest, instead of those of random halves",
     )
-    retrain.add_argument(
-        "--task", type=int, metavar="K", help="train number K alone, for job arrays (default: all)"
-    )
-    retrain.add_argument(
-        "--workers", type=int, default=2, help="processes, of one thread each (default 2)"
-    )
+    _add_engine(retrain)
     _add_profile(retrain)
+
+
+def _add_attribute(commands: Any) -> None:
+    attribute = commands.add_parser(
+        "attribute", help="score a profile's queries by one method, by blocks of images"
+    )
+    attribute.set_defaults(do=_attribute)
+    attribute.add_argument("--method", required=True, metavar="KEY", help="such as nda_two_scale")
+    attribute.add_argument(
+        "--queries",
+        choices=("val", "gen"),
+        default="val",
+        help="held-out or generated queries (default val)",
+    )
+    attribute.add_argument(
+        "--block", type=int, default=100, metavar="N", help="images in a block (default 100)"
+    )
+    _add_engine(attribute)
+    _add_profile(attribute)
 
 
 def _add_score(commands: Any) -> None:
@@ -89,6 +105,62 @@ def _add_score(commands: Any) -> None:
     )
 
 
+def _add_trace(commands: Any) -> None:
+    trace = commands.add_parser(
+        "trace", help="look for the sources of images of your own among the images of a folder"
+    )
+    trace.set_defaults(do=_trace)
+    trace.add_argument("folder", type=Path, metavar="FOLDER", help="images that a model was shown")
+    trace.add_argument(
+        "suspects", type=Path, nargs="+", metavar="SUSPECT", help="image files, or folders of them"
+    )
+    trace.add_argument(
+        "--held-out",
+        type=Path,
+        metavar="FOLDER2",
+        help="images that have no source in FOLDER but are otherwise like its images (default:"
+        " images of FOLDER, each left out in turn)",
+    )
+    numbers = {
+        "size": (32, "side in pixels at which images are compared"),
+        "top": (20, "sources to list"),
+        "exact-above": (5000, "above so many images maps are made among candidates"),
+        "strangers": (100, "held-out images"),
+    }
+    for name, (default, what) in numbers.items():
+        said = f"{what} (default {default})"
+        trace.add_argument(f"--{name}", type=int, default=default, metavar="N", help=said)
+    trace.add_argument(
+        "--flips",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="compare mirror images, too",
+    )
+    trace.add_argument(
+        "--timesteps",
+        type=int,
+        nargs="+",
+        default=(25, 100, 300),
+        metavar="T",
+        help="noise levels of the maps, 0…999, ascending; the verdict is read at the first (default"
+        " 25 100 300)",
+    )
+    trace.add_argument(
+        "-o", dest="output", type=Path, required=True, metavar="REPORT", help="folder to write to"
+    )
+
+
+def _add_plan(commands: Any) -> None:
+    plan = commands.add_parser(
+        "plan", help="what a profile costs before it is run, and the commands for here and clusters"
+    )
+    plan.set_defaults(do=_plan)
+    plan.add_argument(
+        "--write", type=Path, metavar="FOLDER", help="write files for Slurm and Kubernetes there"
+    )
+    _add_profile(plan)
+
+
 def _add_ship(commands: Any) -> None:
     ship = commands.add_parser(
         "ship",
@@ -97,6 +169,26 @@ def _add_ship(commands: Any) -> None:
     )
     ship.set_defaults(do=_ship)
     ship.add_argument("--profile", required=True, help="a folder in data/, for example small")
+    ship.add_argument(
+        "--without-checkpoints", action="store_true", help="leave out the model's checkpoints"
+    )
+
+
+def _add_engine(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--task", type=int, metavar="K", help="do number K alone, for job arrays (default: all)"
+    )
+    command.add_argument(
+        "--workers", type=int, default=2, help="processes here, of one thread each (default 2)"
+    )
+    command.add_argument(
+        "--engine",
+        default="loky",
+        help="loky, processes here, or dask, the workers of a cluster (default loky)",
+    )
+    command.add_argument(
+        "--scheduler", metavar="ADDRESS", help="of the cluster, such as tcp://10.0.0.1:8786"
+    )
 
 
 def _add_profile(command: argparse.ArgumentParser) -> None:
@@ -143,7 +235,31 @@ def _run(options: argparse.Namespace) -> None:
 def _retrain(options: argparse.Namespace) -> None:
     given = overrides(options.overrides)
     plan = notebooks.plan(options.profile, given, removals=options.removals)
-    plan.run(workers=options.workers, task=options.task)
+    plan.run(**_where(options))
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from nda.artefact import jobs, plan
+    from nda.places import home
+
+    stages = plan.plan(options.profile, overrides(options.overrides))
+    print(plan.table(stages).to_string(), "", *jobs.here(stages), sep="\n")
+    if options.write:
+        files = jobs.write(stages, options.write, home().absolute())
+        print(
+            f"\nwritten to {options.write}: {len(files)} files; sh {files[-1]} sends all to Slurm"
+        )
+
+
+def _attribute(options: argparse.Namespace) -> None:
+    from nda.artefact.attribute import attribute
+
+    given = {"overrides": overrides(options.overrides), "block": options.block}
+    attribute(options.profile, options.method, options.queries, **given, **_where(options))
+
+
+def _where(options: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in ("task", "workers", "engine", "scheduler")}
 
 
 def _score(options: argparse.Namespace) -> None:
@@ -154,10 +270,25 @@ def _score(options: argparse.Namespace) -> None:
     print(scorecard.score(scores, options.queries, options.profile, **asked))
 
 
+def _trace(options: argparse.Namespace) -> None:
+    from nda import trace  # here, with torch
+    from nda.report.page import page
+
+    trace.check_output(options.output)
+    names = ("held_out", "size", "top", "flips", "timesteps", "exact_above", "strangers")
+    asked = {name: getattr(options, name) for name in names}
+    found = trace.trace(options.folder, options.suspects, **asked)
+    report = found.report(shlex.join(["nda", *options.typed]))
+    trace.write(report, page(report), options.output)
+    for line in found.lines():
+        print(line)
+    print(f"the page is {options.output / 'index.html'}")
+
+
 def _ship(options: argparse.Namespace) -> None:
     from nda.artefact import release
 
-    print(release.ship(options.profile))
+    print(release.ship(options.profile, checkpoints=not options.without_checkpoints))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -170,6 +301,7 @@ def main(arguments: list[str] | None = None) -> int:
         The exit code: 0, 1 for a failed notebook, 2 for bad input, 130 if interrupted.
     """
     options = parser().parse_args(arguments)
+    options.typed = sys.argv[1:] if arguments is None else arguments
     logging.basicConfig(level=logging.WARNING)
     try:
         options.do(options)

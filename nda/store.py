@@ -209,7 +209,7 @@ class Store:
             "versions": VERSIONS,
             "written": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        self._replace({self._path(name, suffix): payload, self._sidecar(name): _json(sidecar)})
+        write_all({self._path(name, suffix): payload, self._sidecar(name): _json(sidecar)})
 
     def correct(self, name: str, *, reason: str, date: str, **changed: Any) -> bool:
         """Put right what the sidecar of a result says, without touching the result, and say so
@@ -228,7 +228,7 @@ class Store:
         right = info | plain(changed)
         if wrong := right != info:
             right["corrected"] = {"date": date, "reason": reason}
-            self._replace({self._sidecar(name): _json(right)})
+            write_all({self._sidecar(name): _json(right)})
         return wrong
 
     def matches(self, name: str, parameters: Mapping[str, Any], inputs: Mapping[str, str]) -> bool:
@@ -281,8 +281,9 @@ class Store:
             took = perf_counter() - started if seconds == "measured" else seconds
             made: dict = {"parameters": parameters, "inputs": inputs}
             made |= {"seconds": took, "notes": notes}
-            self.delete(name)
-            self.save(name, value, axes=axes, **made)
+            if not self.matches(name, parameters, inputs):  # another process may have been faster
+                self.delete(name)
+                self.save(name, value, axes=axes, **made)
         return self.load(name)
 
     def load(self, name: str, axes: str | None = None) -> Any:
@@ -357,7 +358,7 @@ class Store:
             file: its name.
             text: what it says.
         """
-        self._replace({self.folder / file: text.encode()})
+        write_all({self.folder / file: text.encode()})
 
     def delete(self, name: str) -> None:
         """Remove a result if it is there, sidecar first.
@@ -390,29 +391,38 @@ class Store:
                     " delete that folder or choose another profile name"
                 )
 
-    def _replace(self, files: Mapping[Path, bytes]) -> None:
-        """Write all files or none; the last is the sidecar, without which a result is not there."""
-        temporary: dict[Path, Path] = {}
-        sidecar = list(files)[-1]
-        try:
-            for path, payload in files.items():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                temporary[path] = path.with_name(f".writing-{os.getpid()}-{path.name}.part")
-                with temporary[path].open("wb") as file:
-                    file.write(payload)
-                    file.flush()
-                    os.fsync(file.fileno())
-            sidecar.unlink(missing_ok=True)
-            for path, written in temporary.items():
-                os.replace(written, path)
-        except OSError as error:
-            raise InputError(
-                f"could not write {sidecar.with_suffix('')}: {error.strerror}; what was there"
-                " before is intact"
-            ) from error
-        finally:
-            for written in temporary.values():
-                written.unlink(missing_ok=True)
+
+def write_all(files: Mapping[Path, bytes]) -> None:
+    """Write all files or none: first beside their places, then there.
+
+    Args:
+        files: what is to be in each. The last is written last, and without it none of them count:
+            it is the sidecar of a result.
+
+    Raises:
+        InputError: if that fails; what was there before is then as it was.
+    """
+    temporary: dict[Path, Path] = {}
+    sidecar = list(files)[-1]
+    try:
+        for path, payload in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary[path] = path.with_name(f".writing-{os.getpid()}-{path.name}.part")
+            with temporary[path].open("wb") as file:
+                file.write(payload)
+                file.flush()
+                os.fsync(file.fileno())
+        sidecar.unlink(missing_ok=True)
+        for path, written in temporary.items():
+            os.replace(written, path)
+    except OSError as error:
+        raise InputError(
+            f"could not write {sidecar.with_suffix('')}: {error.strerror}; what was there"
+            " before is intact"
+        ) from error
+    finally:
+        for written in temporary.values():
+            written.unlink(missing_ok=True)
 
 
 def plain(values: Mapping[str, Any]) -> dict[str, Any]:

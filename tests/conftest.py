@@ -4,8 +4,12 @@ examples on every run."""
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 os.environ["TQDM_DISABLE"] = "1"  # before tqdm is imported: it reads this once
+# Before triton is imported, likewise: without a GPU its kernels, which test_triton.py alone calls,
+# are interpreted.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import axes
 import pytest
@@ -62,3 +66,11 @@ def tiny_home(tmp_path_factory):
     )
     assert done.returncode == 0, done.stderr
     return home
+
+
+@pytest.fixture(scope="session")
+def checked_home(request):
+    """The home of the pages whose numbers are computed again: the tiny book, or what `NDA_BOOK`
+    names, which `make book` sets to the repository and so checks the real one."""
+    given = os.environ.get("NDA_BOOK")
+    return Path(given) if given else request.getfixturevalue("tiny_home")

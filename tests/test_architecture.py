@@ -22,6 +22,7 @@ WINGS = [
     ["evidence"],
     ["report"],
     ["artefact"],
+    ["trace"],
     ["__main__"],
 ]
 WING = {name: number for number, names in enumerate(WINGS) for name in names}

@@ -11,7 +11,7 @@ from made_up_removals import removals
 
 from nda.__main__ import parser
 from nda.artefact import notebooks
-from nda.report import verdicts
+from nda.report import findings
 from nda.store import Store
 
 ROOT = Path(__file__).parent.parent
@@ -46,10 +46,10 @@ def test_every_claim_is_a_row_of_seven_cells_with_a_verdict(found):
         assert len(cells) == 7 and all(cells), line
         assert cells[0] == row.item and cells[1].startswith(row.shows)
         words = [
-            word for part in cells[5].split("<br>") for word in verdicts.VERDICTS if word in part
+            word for part in cells[5].split("<br>") for word in findings.VERDICTS if word in part
         ]
         assert len(words) >= len(cells[5].split("<br>")), line
-        reasoned = (verdicts.NOT_DONE, verdicts.NOT_COMPARABLE)
+        reasoned = (findings.NOT_DONE, findings.NOT_COMPARABLE)
         assert all(f"{word}: " in cells[5] for word in words if word in reasoned), line
 
 
@@ -85,7 +85,7 @@ def test_formulas_hold():
 
 
 def test_nothing_is_found_in_an_empty_folder(tmp_path):
-    evidence = verdicts.Evidence(Store(tmp_path, role="results"), Store.shipped("published"))
+    evidence = findings.Evidence(Store(tmp_path, role="results"), Store.shipped("published"))
     rows = [row for row in ROWS if row.where in (SCRIPT["REMOVED"], SCRIPT["GALLERY"])]
     assert len(rows) > 15
     for row in rows:
@@ -99,7 +99,7 @@ def test_removals_are_found_as_soon_as_they_are_there(tmp_path):
     results = Store(tmp_path, role="results")
     own = {"nda_two_scale": 0.5, "d_trak": 0.3, "ekfac": 0.4, "pixel_cosine": 0.1}
     removals(results, own, curve=["ekfac"])
-    evidence = verdicts.Evidence(results, Store.shipped("published"), resamples=100)
+    evidence = findings.Evidence(results, Store.shipped("published"), resamples=100)
     rows = [row for row in ROWS if row.where == SCRIPT["REMOVED"]]
     found = {row.shows: SCRIPT["cells"](row, evidence, set())[4:] for row in rows}
     arms = ("TRAK's", "DAS's", "CLIP's", "2 %", "overestimates")  # not trained, or in the gallery

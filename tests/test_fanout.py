@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from nda import fanout
+from nda.errors import InputError
 
 
 def write(folder: Path, task: int) -> None:
@@ -125,3 +126,30 @@ def test_one_thread_inside_and_as_before_after_an_error(monkeypatch):
 def test_error_of_a_task_is_raised():
     with pytest.raises(ZeroDivisionError):
         fanout.run(fail, [1], done=lambda _: False, workers=1)
+
+
+def test_a_task_of_an_array():
+    assert list(fanout.one_of("abc", None)) == ["a", "b", "c"] and fanout.one_of("abc", 2) == ["c"]
+    with pytest.raises(InputError, match="task must be in 0…2, not 3"):
+        fanout.one_of("abc", 3)
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ({"engine": "slurm"}, "engine must be one of 'loky', 'dask', not 'slurm'"),
+        ({"engine": "dask"}, "engine 'dask' needs the address of a scheduler"),
+        ({"scheduler": "tcp://there:8786"}, "no other engine takes one"),
+    ],
+)
+def test_bad_engine(where, message):
+    with pytest.raises(InputError, match=message):
+        fanout.run(fail, [1], done=lambda _: False, **where)
+
+
+def test_dask_that_is_not_installed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(
+        InputError, match=r"distributed is not installed.*pip install 'nda\[dask\]'"
+    ):
+        fanout.run(fail, [1], done=lambda _: False, engine="dask", scheduler="tcp://there:8786")

@@ -23,7 +23,7 @@ from nda.errors import InputError, needs
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-SHIPPED = ("small", "published")  # the profiles of data/results/ that are committed
+SHIPPED = ("small", "published", "confirmation")  # what of data/results/ is committed
 
 
 @pytest.fixture(scope="module")
@@ -208,10 +208,21 @@ def test_every_dependency_is_imported_or_is_a_tool():
     owners = metadata.packages_distributions()
     used = {owner.lower() for name in imported for owner in owners.get(name, [])}
     tools = {"jupyter-book", "sphinx-mathjax-offline", "ipywidgets", "ipykernel", "jupyterlab"}
-    tools |= {"pytest-xdist", "nbval", "ruff", "mypy", "types-pyyaml", "pandas-stubs", "beartype"}
+    tools |= {
+        "dask",
+        "pytest-xdist",
+        "nbval",
+        "ruff",
+        "mypy",
+        "types-pyyaml",
+        "pandas-stubs",
+        "beartype",
+    }
     project = PROJECT["project"]
     asked = [*project["dependencies"], *sum(project["optional-dependencies"].values(), [])]
-    names = {Requirement(line).name.lower() for line in asked} - {"nda"}
+    # what an import is named is known of packages that are installed alone
+    here = {name.lower() for found in owners.values() for name in found} | tools
+    names = {Requirement(line).name.lower() for line in asked} & here
     assert names - used == tools & names - used, names - used - tools
 
 

@@ -1,13 +1,9 @@
 """The numbers of the LDS page, computed again from the results on disk by code that shares none
 with the module: numpy and scipy alone.
-
-Without `NDA_BOOK` it is the page of the tiny profile; `make book` sets it to the repository and so
-checks the real one.
 """
 
 import csv
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -25,22 +21,13 @@ RETRAINED = ("empirical_influence", "datamodel")  # fitted on the page
 
 
 @pytest.fixture(scope="module")
-def home(request):
-    return (
-        Path(os.environ["NDA_BOOK"])
-        if os.environ.get("NDA_BOOK")
-        else request.getfixturevalue("tiny_home")
-    )
+def page(checked_home):
+    return json.loads((checked_home / "book/runs/10_lds.ipynb").read_text())
 
 
 @pytest.fixture(scope="module")
-def page(home):
-    return json.loads((home / "book/runs/10_lds.ipynb").read_text())
-
-
-@pytest.fixture(scope="module")
-def results(home, page):
-    folder = home / "data/results" / page["metadata"]["papermill"]["parameters"]["profile"]
+def results(checked_home, page):
+    folder = checked_home / "data/results" / page["metadata"]["papermill"]["parameters"]["profile"]
     return {
         path.relative_to(folder).with_suffix("").as_posix(): load_file(path)
         for path in folder.rglob("*.safetensors")
@@ -48,12 +35,12 @@ def results(home, page):
 
 
 @pytest.fixture(scope="module")
-def labels(home, page):
+def labels(checked_home, page):
     """The name of every run, recorded or fitted on the page, with its label; `d_trak-k10` is
     D-TRAK with the K that its sidecar says."""
     profile = page["metadata"]["papermill"]["parameters"]["profile"]
     found = {key: METHODS[key].label for key in RETRAINED}
-    for file in (home / "data/results" / profile / "effects").glob("*.json"):
+    for file in (checked_home / "data/results" / profile / "effects").glob("*.json"):
         said = json.loads(file.read_text())["parameters"]
         extra = [f"{name}\u00a0=\u00a0{value}" for name, value in said["variant"].items()]
         name = file.stem.rsplit("-", 1)[0]
@@ -202,11 +189,10 @@ def test_ceilings(page, results):
             assert float(scores_table(page, kind)[which, "Seed ceiling"][0]) == value
 
 
-def test_costs_are_those_of_the_sidecars(page, home, labels):
+def test_costs_are_those_of_the_sidecars(page, checked_home, labels):
     names = {label: name for name, label in labels.items()}
-    folder = (
-        home / "data/results" / page["metadata"]["papermill"]["parameters"]["profile"] / "effects"
-    )
+    profile = page["metadata"]["papermill"]["parameters"]["profile"]
+    folder = checked_home / "data/results" / profile / "effects"
     found = next(rows for header, rows in tables(page) if "needs" in header and "K" in header)
     for (_, label), (_, steps, *seconds) in found.items():
         for which, cell in zip(HALF, seconds, strict=True):

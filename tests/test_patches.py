@@ -27,9 +27,8 @@ from nda.nonparametric.patches import (
 )
 from nda.schedule import sigma, signal
 
-FAST = ["conv", "box", "fused"]
+FAST = ["conv", "box", "fused"]  # the engine for GPUs: test_triton.py
 ALL = ["naive", *FAST]
-HERE = [name for name in ENGINES if name != "naive"]
 
 
 def random_images(*shape, name="patches", dtype=torch.float64):
@@ -109,7 +108,7 @@ def assert_same(ours, theirs, tolerance, about=""):
 def test_engines_are_the_definition(case):
     queries, train, options = case
     naive = patch_posterior(queries, train, **options, engine="naive")
-    for engine in HERE:
+    for engine in FAST:
         ours = patch_posterior(queries, train, **options, engine=engine)
         assert ours.log_share.dtype == torch.float64
         assert_same(ours, naive, 1e-9, engine)
@@ -121,7 +120,7 @@ def test_engines_are_the_definition_in_float32(case):
     """The definition computes in float64, with the same float32 pixels."""
     queries, train, options = case
     naive = patch_posterior(queries, train, **options, engine="naive")
-    for engine in HERE:
+    for engine in FAST:
         ours = patch_posterior(queries, train, **options, engine=engine)
         assert (ours.log_share.dtype, ours.log_total.dtype) == (torch.float32, torch.float64)
         assert_same(ours, naive, 1e-5, engine)
@@ -136,7 +135,7 @@ def test_engines_are_the_definition_for_every_window(patch, coarse, borders):
     queries, train = random_images(1, 2, 5, 6), random_images(3, 2, 5, 6, name="train")
     options = {"timestep": 200, "patch": patch, "coarse": coarse, "top_k": 3, "borders": borders}
     naive = patch_posterior(queries, train, **options, engine="naive")
-    for engine in HERE:
+    for engine in FAST:
         assert_same(patch_posterior(queries, train, **options, engine=engine), naive, 1e-9, engine)
 
 
@@ -184,7 +183,7 @@ def test_released_code(patch, coarse, top_k, borders, value):
         "borders": borders,
         "noise": noise,
     }
-    for engine in HERE:
+    for engine in FAST:
         torch.testing.assert_close(
             patch_scores(queries, train, **options, engine=engine), theirs, rtol=0, atol=1e-6
         )
@@ -206,7 +205,7 @@ def test_scores_in_float32(timestep):
         exact = released_code(
             noisy, bank, sigma=sigma(timestep), patch=patch, coarse=coarse, top_k=10, value=0
         )
-        for engine in HERE:
+        for engine in FAST:
             ours = patch_scores(
                 queries,
                 train,
@@ -254,7 +253,7 @@ def test_identical_train_images_have_identical_shares(case):
     torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
 
 
-@given(cases(), st.sampled_from(HERE))
+@given(cases(), st.sampled_from(FAST))
 def test_rows_are_rows_of_the_whole(case, engine):
     queries, train, options = case
     part, whole = (

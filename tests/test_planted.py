@@ -24,6 +24,7 @@ PARAMETERS = {
     "patch": 3,
     "timesteps_nda": [100],
     "noise_seed": 0,
+    "flips": False,
     "patches": {50: 3},
     "coarse_patches": {50: 4},
     "scale_mix": 0.5,

@@ -100,6 +100,14 @@ def test_the_model_is_exact_and_its_checkpoints_have_16_bits(home):
         )
 
 
+def test_checkpoints_can_be_left_out(home, capsys):
+    assert main(["ship", "--profile", "made-up", "--without-checkpoints"]) == 0
+    page = home / "data/results/made-up/PROVENANCE.md"
+    assert capsys.readouterr().out.strip() == str(page)
+    names = Store.results("made-up").names()
+    assert {"model", "gen"} <= set(names) and not set(CHECKPOINTS) & set(names)
+
+
 def test_generated_queries_are_exact_in_a_byte_per_pixel(home):
     ship("made-up")
     found = Store.results("made-up").load("gen", "image chan row col")

@@ -1,15 +1,10 @@
 """The numbers of the page about removals, computed again from the results on disk by code that
 shares none with the module: numpy and scipy alone.
-
-Without `NDA_BOOK` it is the page of the tiny profile; `make book` sets it to the repository and so
-checks the real one.
 """
 
 import csv
 import json
-import os
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,22 +19,13 @@ NULL = METHODS["random"].label
 
 
 @pytest.fixture(scope="module")
-def home(request):
-    return (
-        Path(os.environ["NDA_BOOK"])
-        if os.environ.get("NDA_BOOK")
-        else request.getfixturevalue("tiny_home")
-    )
+def page(checked_home):
+    return json.loads((checked_home / "book/runs/12_counterfactuals.ipynb").read_text())
 
 
 @pytest.fixture(scope="module")
-def page(home):
-    return json.loads((home / "book/runs/12_counterfactuals.ipynb").read_text())
-
-
-@pytest.fixture(scope="module")
-def results(home, page):
-    return home / "data/results" / page["metadata"]["papermill"]["parameters"]["profile"]
+def results(checked_home, page):
+    return checked_home / "data/results" / page["metadata"]["papermill"]["parameters"]["profile"]
 
 
 @pytest.fixture(scope="module")

@@ -143,12 +143,11 @@ def test_changes_are_listed_by_the_intervals_with_the_gate(published):
         ("widths", "64", "none", "val", 42.0, -9.0, -11.0, -7.0),
         ("draws", "2", "features", "val", 55.0, 3.0, 1.0, 5.0),
         ("draws", "2", "features", "gen", 55.0, 3.0, -1.0, 5.0),
-        ("draws", "4", np.nan, np.nan, np.nan, np.nan, np.nan, np.nan),
     ]
     columns = ["choice", "value", "gate", "queries", "lds", "gain", "gain_low", "gain_high"]
     said.say_changes(pd.DataFrame(rows, columns=columns))
     expected = {"worse": "norm none", "better": "draws 2", "undecided": "widths 64"}
-    expected |= {"not_run": "draws 4", "gate_pixels_val_versus": "not shown to differ from"}
+    expected |= {"gate_pixels_val_versus": "not shown to differ from"}
     expected |= {"gate_pixels_gen_versus": "behind", "gate_pixels_gen_ends": "[-3.0,\u00a0-1.0]"}
     for name, words in expected.items():
         assert text(published, name) == repr(words), name

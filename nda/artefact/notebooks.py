@@ -323,7 +323,8 @@ def plan(
     from nda.evidence.retrain import Plan
     from nda.store import Store
 
-    given, folder = parameters(name, overrides), Store.working(name).folder
+    # absolute: the workers of a cluster start elsewhere
+    given, folder = parameters(name, overrides), Store.working(name).folder.absolute()
     if removals:
         return counterfactual.plan(folder, given)
     return Plan(

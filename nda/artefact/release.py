@@ -16,18 +16,19 @@ from nda.evidence.truth import FAMILIES, check_results
 from nda.store import COPIED, VERSIONS, Store
 
 
-def ship(profile: str) -> Path:
+def ship(profile: str, *, checkpoints: bool = True) -> Path:
     """Copy the model, its checkpoints (16-bit) and the generated queries (8-bit, exact) to the
     results, see that all results belong together, and write `PROVENANCE.md` there.
 
     Args:
         profile: its name.
+        checkpoints: whether these are copied, too.
 
     Returns:
         The page's path.
     """
     store, results = Store.working(profile), Store.results(profile)
-    for name, copy in _copies(store).items():
+    for name, copy in _copies(store, checkpoints).items():
         info = store.info(name)
         made = {key: info[key] for key in ("axes", "parameters", "seconds")}
         made["inputs"] = info["inputs"] | {COPIED.format(name): info["sha256"]}
@@ -37,11 +38,11 @@ def ship(profile: str) -> Path:
     return results.folder / "PROVENANCE.md"
 
 
-def _copies(store: Store) -> dict[str, Callable[[Any], Any]]:
+def _copies(store: Store, checkpoints: bool) -> dict[str, Callable[[Any], Any]]:
     """What is copied, and how: the model as it is, checkpoints in 16 bits, queries in 8."""
     shares = store.info("model")["parameters"]["recipe"]["checkpoints"][:-1]
-    checkpoints = [f"model-{round(100 * share)}" for share in shares]
-    return {"model": dict, **dict.fromkeys(checkpoints, _halved), "gen": levels}
+    names = [f"model-{round(100 * share)}" for share in shares if checkpoints]
+    return {"model": dict, **dict.fromkeys(names, _halved), "gen": levels}
 
 
 def _halved(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ import tarfile
 import tempfile
 import warnings
 import zlib
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -129,11 +130,11 @@ def _by_class(base: Path) -> dict[str, list[Path]]:
     return found
 
 
-def read(path: Path) -> np.ndarray:
+def read(path: Path | BytesIO) -> np.ndarray:
     """One image file: EXIF rotation applied, transparency laid over white.
 
     Args:
-        path: the file.
+        path: the file, or an open one.
 
     Returns:
         8-bit RGB `[row, col, 3]`.

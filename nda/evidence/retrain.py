@@ -176,24 +176,28 @@ class Plan:
         notes["precision"] = checkpoint.precision
         return unet.load_model(checkpoint.weights, recipe, train.shape, device)
 
-    def run(self, *, workers: int, task: int | None = None) -> int:
+    def run(
+        self,
+        *,
+        workers: int = 2,
+        task: int | None = None,
+        engine: str = "loky",
+        scheduler: str | None = None,
+    ) -> int:
         """Retrain all members that are not done, or one.
 
         Args:
             workers: processes of one thread each.
             task: its number among `members`; default, all.
+            engine: as of `nda.fanout.run`.
+            scheduler: as of `nda.fanout.run`.
 
         Returns:
             How many were trained.
-
-        Raises:
-            InputError: if there is no such task.
         """
-        members = self.members()
-        if task is not None and not 0 <= task < len(members):
-            raise InputError(f"task must be in 0…{len(members) - 1}, not {task}")
-        chosen = members if task is None else [members[task]]
-        return fanout.run(self.retrain, chosen, done=self.done, workers=workers, label="retraining")
+        chosen = fanout.one_of(self.members(), task)
+        where: dict[str, Any] = {"workers": workers, "engine": engine, "scheduler": scheduler}
+        return fanout.run(self.retrain, chosen, done=self.done, label="retraining", **where)
 
     def finished(self, members: Sequence[Member]) -> list[dict[str, Tensor]]:
         """What was measured of members.

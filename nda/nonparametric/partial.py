@@ -1,11 +1,11 @@
 """Scores of blocks of train images, merged exactly."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
@@ -13,6 +13,10 @@ from nda.errors import InputError
 from nda.nonparametric.config import NDAConfig
 from nda.nonparametric.patches import Posterior, patch_posterior
 from nda.nonparametric.patches import merge as merge_posteriors
+
+# Least logarithm of what is left of a block's sum. All weights that an engine leaves out are
+# together below e^-32 of the sum, so that they are less than a thousandth of what is left.
+KEPT = -25.0
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,62 @@ class Partial:
         return torch.stack([weight(term, self.shape) * part.scores() for term, part in parts]).sum(
             0
         )
+
+    def only(self, images: Int[Tensor, "some"], *, least: float = -torch.inf) -> "Partial | None":
+        """The part that some of the images make.
+
+        An engine leaves out what is far below the best of a block. So if the images that made
+        almost all of a position's sum are dropped, what is left may lack weights that now count.
+
+        Args:
+            images: numbers of the images to keep; those that are not here are ignored.
+            least: a logarithm of a sum of weights below which none counts.
+
+        Returns:
+            The same as computing it of these images alone, to rounding and but for sums below
+            `least`; None if that cannot be had.
+        """
+        found = []
+        for posterior in self.posteriors:
+            there = torch.isin(posterior.images, images)
+            if not there.any():
+                return None
+            share = posterior.log_share[:, :, there]
+            left = share.logsumexp(2).clamp_min(-1e9)  # a number even where nothing is left
+            counts = posterior.log_total > least - KEPT
+            if (counts & (left < KEPT)).any():
+                return None
+            total = posterior.log_total + left
+            found.append(Posterior(posterior.images[there], total, share - left[:, :, None]))
+        return replace(self, posteriors=tuple(found))
+
+    def total(self) -> "Partial":
+        """What other blocks need to know of this one: its posteriors without any image, query ·
+        position numbers per term.
+
+        Returns:
+            What `merge` and `within` take.
+        """
+        return replace(
+            self,
+            posteriors=tuple(
+                replace(p, images=p.images[:0], log_share=p.log_share[:, :, :0])
+                for p in self.posteriors
+            ),
+        )
+
+    def within(self, total: "Partial") -> "Partial":
+        """This block as a part of all blocks, so that `scores` are those that its images have among
+        all. For more blocks than memory holds: merge their totals, then take one after the other.
+
+        Args:
+            total: the merged `total` of all blocks, this one's too.
+
+        Returns:
+            Its shares of the whole.
+        """
+        pairs = zip(self.posteriors, total.posteriors, strict=True)
+        return replace(self, posteriors=tuple(own.within(every.log_total) for own, every in pairs))
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything but the configuration.
@@ -143,3 +203,26 @@ def merge(partials: Sequence[Partial]) -> Partial:
         )
     blocks = zip(*(part.posteriors for part in partials), strict=True)  # of each term
     return replace(partials[0], posteriors=tuple(map(merge_posteriors, blocks)))
+
+
+def merge_tree(partials: Iterable[Partial]) -> Partial:
+    """`merge` of many, as a tree: neighbours two by two, then their results. At any time there are
+    at most log2(number) + 2, the sums are the same whoever made the parts, and rounding grows with
+    the depth alone.
+
+    Args:
+        partials: in their order, one after the other; for example the `total` of each block.
+
+    Returns:
+        One partial result.
+    """
+    waiting: list[tuple[int, Partial]] = []  # level in the tree, and what waits there for another
+    for part in partials:
+        level = 0
+        while waiting and waiting[-1][0] == level:
+            part, level = merge([waiting.pop()[1], part]), level + 1
+        waiting.append((level, part))
+    while len(waiting) > 1:
+        (_, last), (level, before) = waiting.pop(), waiting.pop()
+        waiting.append((level, merge([before, last])))
+    return merge([part for _, part in waiting])

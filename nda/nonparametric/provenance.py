@@ -63,18 +63,57 @@ def provenance(
     windows, posterior = _posterior(query, train, options)
     masses = posterior.masses[0]  # [position, train]
     mass, image = masses.topk(few, dim=1)
-    source = torch.zeros_like(image)
-    for n in image.unique().tolist():
-        wanted = image == n  # [position, few]
-        at = wanted.any(1)
-        best = _logits(query, train[n], windows, options, at.nonzero()[:, 0]).argmax(1)
-        source[wanted] = best
-    entropy = -(masses * masses.clamp_min(torch.finfo(masses.dtype).tiny).log()).sum(1)
+    source = heaviest(query, train, image, **options)
+    entropy = entropies(masses)
     rows_cols = torch.stack([source // windows.grid[1], source % windows.grid[1]], -1)
     maps = [
         values.unflatten(0, windows.grid) for values in (masses, entropy, image, mass, rows_cols)
     ]
     return Provenance(*maps)
+
+
+def heaviest(
+    query: Float[Tensor, "chan row col"],
+    train: Float[Tensor, "train chan row col"],
+    image: Int[Tensor, "position few"],
+    **options: Any,
+) -> Int[Tensor, "position few"]:
+    """The patch that weighs most in each of some train images.
+
+    Args:
+        query: one image, pixels in [-1, 1].
+        train: pixels in [-1, 1], of the query's dtype and device.
+        image: numbers of train images at each position of the query.
+        options: those of `provenance`.
+
+    Returns:
+        Positions in these images, row-major.
+    """
+    named = {k: v for k, v in options.items() if k in ("patch", "coarse", "borders")}
+    windows = Windows(train.shape[2], train.shape[3], **named)
+    timestep, kinds = options["timestep"], windows.kinds().to(train.device)
+    (x,) = windows.take(noised(query[None], timestep, options.get("noise")))
+    source = torch.zeros_like(image)
+    for n in image.unique().tolist():
+        wanted = image == n  # [position, few]
+        at = wanted.any(1).nonzero()[:, 0]
+        (y,) = windows.take(signal(timestep) * train[[n]])
+        nearness = x[at] @ y.T - y.square().sum(1) / 2
+        best = nearness.where(kinds[at][:, None] == kinds, -torch.inf).argmax(1)
+        source[at] = torch.where(wanted[at], best[:, None], source[at])
+    return source
+
+
+def entropies(masses: Float[Tensor, "*position train"]) -> Float[Tensor, "*position"]:
+    """Of masses that sum to 1 over the train images.
+
+    Args:
+        masses: at each position.
+
+    Returns:
+        In nats.
+    """
+    return -(masses * masses.clamp_min(torch.finfo(masses.dtype).tiny).log()).sum(-1)
 
 
 def used_pixels(

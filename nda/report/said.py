@@ -218,9 +218,8 @@ def say_changes(rows: pd.DataFrame) -> None:
 
     `worse`, `better` and `undecided` list the changes, judged with the gate: a change is worse if
     the interval of its gain is below zero for any kind of queries, and better if it is above zero
-    for one and below for none. `not_run` lists those without a number. Of RFI as it is,
-    `gate_pixels_val` is the gain of the gate "pixels" over its own, with `..._ends` and the
-    word `..._versus`.
+    for one and below for none. Of RFI as it is, `gate_pixels_val` is the gain of the gate "pixels"
+    over its own, with `..._ends` and the word `..._versus`.
 
     Args:
         rows: of `ablations/beyond`, columns choice, value, gate, queries, lds and the gains.
@@ -231,7 +230,6 @@ def say_changes(rows: pd.DataFrame) -> None:
     worse, better = by_change["gain_high"].min() < 0, by_change["gain_low"].max() > 0
     found = {"worse": worse, "better": better & ~worse, "undecided": ~(worse | better)}
     said: dict[str, Any] = {what: listed([*are[are].index]) for what, are in found.items()}
-    said["not_run"] = listed([*name[rows["lds"].isna()].unique()])
     for row in rows[rows["choice"] == "as it is"].to_dict("records"):
         stem, ends = (
             f"gate_{_slug(row['gate'])}_{row['queries']}",

@@ -13,6 +13,7 @@ from torch.nn import Module
 
 from nda.errors import InputError
 from nda.model.outputs import denoising_losses
+from nda.rivals.blocks import Gradients
 from nda.rivals.gradients import Readout
 from nda.rivals.inner_products import Products, Side, Source, collect
 from nda.rivals.kernel import Choice
@@ -41,6 +42,8 @@ class Bench:
         device: where images and models go.
         choose: how a damping is chosen: given the scores of every damping and the name of the
             queries, it returns the `Choice`. See `nda.evidence.tuning.chooser`.
+        block: images in a block, if gradients are those that were made by blocks; see
+            `nda.rivals.blocks`.
     """
 
     def __init__(
@@ -50,7 +53,9 @@ class Bench:
         *,
         device: torch.device | str = "cpu",
         choose: Callable[[Mapping[float, Tensor], str], Choice] | None = None,
+        block: int | None = None,
     ):
+        self.block = block
         self.store, self.parameters = store.used_as("working"), parameters
         self.device = torch.device(device)
         self.choices: dict[str, Choice] = {}  # by method and settings
@@ -152,7 +157,12 @@ class Bench:
             By projection and kind; see `nda.rivals.inner_products.collect`.
         """
         sides = {kind: Side(self.images(kind), readout) for kind in ("train", "val", "gen")}
-        return collect(self.model(weights), sides, projections, store=self.store, name=weights)
+        made = None
+        if self.block:
+            blocks = Gradients(self.store.folder, self.block, self.device.type)
+            made = partial(blocks.features, readout, weights)
+        ask: dict[str, Any] = {"store": self.store, "name": weights, "made": made}
+        return collect(self.model(weights), sides, projections, **ask)
 
     def products(self, which: str, source: Source) -> Products:
         """Inner products of a source, which stay in memory for the next method that needs them.

@@ -5,7 +5,7 @@ A source is what is differentiated, at some weights: a `Readout`, a model and a 
 inner products are those of every kind of image with the train images.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from time import perf_counter
@@ -69,14 +69,23 @@ class Products:
     held: int
 
 
+# features [example, dim] of a kind under a projection, and the seconds that they took
+Made = Callable[[str, Projection | None], tuple[Tensor, float]]
+
+
 class _Pass:
     """Features of several kinds under several projections. Those of the train images stay, of the
     others one kind is held at a time."""
 
     def __init__(
-        self, model: Module, sides: Mapping[str, Side], projections: Sequence[Projection | None]
+        self,
+        model: Module,
+        sides: Mapping[str, Side],
+        projections: Sequence[Projection | None],
+        made: Made | None,
     ):
-        self.model, self.sides, self.projections = model, sides, projections
+        self.model, self.sides, self.projections, self.made = model, sides, projections, made
+        self.elsewhere = 0.0  # seconds that features took where they were made
         self.held: dict[str, dict[Projection | None, Tensor]] = {}
         self.kernels: dict[Projection | None, Kernel] = {}
 
@@ -84,12 +93,23 @@ class _Pass:
         """By projection; one pass over the gradients makes all."""
         if kind not in self.held:
             self.held = {name: held for name, held in self.held.items() if name == "train"}
-            images, readout = self.sides[kind]
-            made = features(self.model, images, readout, projection=self._several)
-            every = made.shape[1] - sum(p.dim for p in self.projections if p)  # parameters
-            parts = made.split([p.dim if p else every for p in self.projections], 1)
-            self.held[kind] = dict(zip(self.projections, parts, strict=True))
+            made = self.made
+            self.held[kind] = self._fetched(kind, made) if made else self._features(kind)
         return self.held[kind]
+
+    def _fetched(self, kind: str, made: Made) -> dict[Projection | None, Tensor]:
+        found = {}
+        for projection in self.projections:
+            found[projection], seconds = made(kind, projection)
+            self.elsewhere += seconds
+        return found
+
+    def _features(self, kind: str) -> dict[Projection | None, Tensor]:
+        images, readout = self.sides[kind]
+        made = features(self.model, images, readout, projection=self._several)
+        every = made.shape[1] - sum(p.dim for p in self.projections if p)  # parameters
+        parts = made.split([p.dim if p else every for p in self.projections], 1)
+        return dict(zip(self.projections, parts, strict=True))
 
     def _several(self, vectors: Float[Tensor, "example param"]) -> Float[Tensor, "example dim"]:
         return torch.cat([p(vectors) if p else vectors for p in self.projections], 1)
@@ -98,13 +118,13 @@ class _Pass:
         """What is kept of a kind's features."""
         # the train features are not on the clock of the queries
         against = None if kind == "train" else self.features("train")[projection]
-        started = perf_counter()
+        started = perf_counter() + self.elsewhere
         own = self.features(kind)[projection]
         made = {"cross": gram(own, against), "norms": norms(own), "held": torch.tensor(own.nbytes)}
         if against is None:
             self.kernels[projection] = Kernel(made["cross"])
             self.kernels[projection].leverage(1.0)  # decomposes, on this clock
-        seconds = torch.tensor(perf_counter() - started, dtype=torch.float64)
+        seconds = torch.tensor(perf_counter() + self.elsewhere - started, dtype=torch.float64)
         return made | {"seconds": seconds}
 
 
@@ -115,6 +135,7 @@ def collect(
     *,
     store: Store,
     name: str,
+    made: Made | None = None,
 ) -> dict[Projection | None, dict[str, Products]]:
     """Products of every kind of image with the train images, under each projection.
 
@@ -129,6 +150,8 @@ def collect(
         projections: of the features; None for none.
         store: where the products are kept, as `parts/products/…`.
         name: of the weights, in the names there.
+        made: gives the features of a kind under a projection, and the seconds that they took, where
+            they have been made elsewhere (`nda.rivals.blocks`); default: they are made here.
 
     Returns:
         Products by projection and kind, `"train"` too.
@@ -145,14 +168,15 @@ def collect(
         images = digest({"own": sides[kind].images, "train": train.images})
         readouts = {"readout": asdict(sides[kind].readout), "train readout": asdict(train.readout)}
         for p in projections:
-            made: dict[str, Any] = {"projection": asdict(p) if p else None}
-            made |= readouts | {"weights": weights, "images": images}
-            jobs[kind, p] = f"parts/products/{_name(name, train.readout, p)}/{kind}", made
-    missing = [job for job, (file, made) in jobs.items() if not store.matches(file, made, {})]
-    work = _Pass(model, sides, [p for p in projections if any(p == lost for _, lost in missing)])
+            how: dict[str, Any] = {"projection": asdict(p) if p else None}
+            how |= readouts | {"weights": weights, "images": images}
+            jobs[kind, p] = f"parts/products/{source_name(name, train.readout, p)}/{kind}", how
+    missing = [job for job, (file, how) in jobs.items() if not store.matches(file, how, {})]
+    needed = [p for p in projections if any(p == lost for _, lost in missing)]
+    work = _Pass(model, sides, needed, made)
     kept = {}
-    for (kind, p), (file, made) in jobs.items():
-        parts = store.kept(file, partial(work.products, kind, p), parameters=made, inputs={})
+    for (kind, p), (file, how) in jobs.items():
+        parts = store.kept(file, partial(work.products, kind, p), parameters=how, inputs={})
         kept[kind, p] = {part: value.to(train.images.device) for part, value in parts.items()}
     return {
         p: _joined({kind: kept[kind, p] for kind in kinds}, work.kernels.get(p))
@@ -178,8 +202,17 @@ def _joined(kept: Mapping[str, Mapping[str, Tensor]], kernel: Kernel | None) -> 
     return found
 
 
-def _name(weights: str, readout: Readout, projection: Projection | None) -> str:
-    """For a reader, and with a digest that no two sources share."""
+def source_name(weights: str, readout: Readout, projection: Projection | None) -> str:
+    """A source's name on disk, for a reader, and with a digest that no two sources share.
+
+    Args:
+        weights: their name.
+        readout: what is differentiated.
+        projection: of the gradients.
+
+    Returns:
+        The name.
+    """
     parts = [weights, readout.model_output, f"k{len(readout.timesteps)}"]
     parts += ["unit"] * readout.unit_norm + list(readout.parts)
     parts += [f"d{projection.dim}"] if projection else []

@@ -12,7 +12,8 @@ from torch import Tensor
 from nda import rng
 from nda.checks import check_same_shape
 from nda.errors import InputError, check_timestep
-from nda.nonparametric.patches import fused, naive, tensor
+from nda.nonparametric.patches import fused, naive, tensor, triton
+from nda.nonparametric.patches.memory import within_memory
 from nda.nonparametric.patches.posterior import Posterior, merge
 from nda.nonparametric.patches.windows import Windows
 from nda.schedule import sigma, signal
@@ -32,6 +33,7 @@ ENGINES: dict[str, Callable[..., Posterior]] = {
     "conv": partial(tensor.posterior, distances=tensor.conv),
     "box": partial(tensor.posterior, distances=tensor.box),
     "fused": fused.posterior,
+    "triton": triton.posterior,
 }
 # of one array over (query, position, train image), when only scores are asked for
 SHARE_BYTES = 40 * 2**20
@@ -124,9 +126,10 @@ def patch_posterior(
             `"zero"`, what is outside is 0 and all windows meet.
         noise: the ε that all queries share; None: no noise, x_t = √ᾱ_t x.
         temperature: factor on the variance 1-ᾱ_t in the softmax.
-        engine: `"fused"` (C++, CPU), `"box"` (torch, for GPUs), `"conv"` (the paper's convolution),
-            `"naive"` (the definition, slow) or `"auto"`: fused on the CPU if there is a compiler,
-            else conv; box elsewhere. All give the same numbers.
+        engine: `"fused"` (C++, CPU), `"triton"` (CUDA, float32), `"box"` (torch, any device),
+            `"conv"` (the paper's convolution), `"naive"` (the definition, slow) or `"auto"`: fused
+            on the CPU if there is a compiler, else conv; triton on CUDA if it is installed and
+            takes the images, else box. All give the same numbers.
         rows: only these rows of positions of the queries.
 
     Returns:
@@ -189,27 +192,22 @@ def patch_scores(
     name = _pick(engine, queries)
     counts = f"{len(queries)} queries, {len(train)} train images"
     log.info("engine %s: %s, timestep %d, %s", name, counts, timestep, windows)
+    options |= {"timestep": timestep, "patch": patch, "coarse": coarse, "borders": borders}
+    options |= {"noise": noise, "engine": name}
     per_row = windows.grid[1] * len(train) * train.itemsize
-    tall = max(1, min(windows.grid[0], SHARE_BYTES // per_row))
-    together = max(1, SHARE_BYTES // (per_row * tall))
-    out = torch.zeros(len(queries), len(train), dtype=train.dtype, device=train.device)
-    for q in range(0, len(queries), together):
-        for row in range(0, windows.grid[0], tall):
-            rows = range(row, min(row + tall, windows.grid[0]))
-            part = patch_posterior(
-                queries[q : q + together],
-                train,
-                timestep=timestep,
-                patch=patch,
-                coarse=coarse,
-                borders=borders,
-                noise=noise,
-                engine=name,
-                rows=rows,
-                **options,
-            )
-            out[q : q + together] += part.scores().to(out)
-    return out
+
+    def run(share_bytes: int) -> Tensor:
+        tall = max(1, min(windows.grid[0], share_bytes // per_row))
+        together = max(1, share_bytes // (per_row * tall))
+        out = torch.zeros(len(queries), len(train), dtype=train.dtype, device=train.device)
+        for q in range(0, len(queries), together):
+            for row in range(0, windows.grid[0], tall):
+                rows = range(row, min(row + tall, windows.grid[0]))
+                part = patch_posterior(queries[q : q + together], train, rows=rows, **options)
+                out[q : q + together] += part.scores().to(out)
+        return out
+
+    return within_memory(run, SHARE_BYTES)
 
 
 def check_posterior(top_k: object, temperature: object) -> None:
@@ -241,8 +239,12 @@ def _pick(engine: str, queries: Tensor) -> str:
             "engine 'fused' needs a C++ compiler and none was found; install g++ or clang++, set"
             " CXX, or choose engine 'conv'"
         )
+    if engine == "triton" and (reason := triton.refusal(queries)):
+        raise InputError(reason)
     if engine != "auto":
         return engine
+    if queries.device.type == "cuda" and triton.refusal(queries) is None:
+        return "triton"
     if queries.device.type != "cpu":
         return "box"
     return "conv" if fused.compiled() is None else "fused"

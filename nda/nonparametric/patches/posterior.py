@@ -40,6 +40,18 @@ class Posterior:
         """
         return self.masses.sum(1)
 
+    def within(self, log_total: Float[Tensor, "query position"]) -> "Posterior":
+        """The same images as a part of more.
+
+        Args:
+            log_total: of all images, these too.
+
+        Returns:
+            Shares of that.
+        """
+        shift = (self.log_total - log_total)[:, :, None].to(self.log_share)
+        return replace(self, log_total=log_total, log_share=self.log_share + shift)
+
 
 def merge(parts: Sequence[Posterior]) -> Posterior:
     """One posterior from those of disjoint blocks of train images, the same as computing all at
@@ -68,9 +80,7 @@ def merge(parts: Sequence[Posterior]) -> Posterior:
             "the parts are of different queries or windows; merge only parts of one run"
         )
     total = torch.stack([part.log_total for part in parts]).logsumexp(0)
-    shares = [
-        part.log_share + (part.log_total - total)[:, :, None].to(part.log_share) for part in parts
-    ]
+    shares = [part.within(total).log_share for part in parts]
     order = images.argsort()
     return replace(
         parts[0], images=images[order], log_total=total, log_share=torch.cat(shares, 2)[:, :, order]

@@ -9,6 +9,7 @@ MPS); logits, relative to the best one, then fit the input's dtype.
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import product
 from typing import NamedTuple
 
@@ -17,13 +18,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from nda.nonparametric.patches.memory import within_memory
 from nda.nonparametric.patches.posterior import Posterior
 from nda.nonparametric.patches.windows import Windows, exact
 
 BLOCK_BYTES = 16 * 2**20  # of distances; some eight arrays of this size may live at a time
 GPU_BLOCK_BYTES = 512 * 2**20
-# positions along one axis, and whether all of them meet or each only itself
-Group = tuple[range, bool]
 Distances = Callable[[Tensor, Tensor, Windows, bool, bool], Tensor]
 
 
@@ -68,7 +68,7 @@ def box(
     differences.
 
     A sum over w pixels is made of sums over 1, 2, 4, … pixels, so the cost grows with log w; only
-    non-negative numbers are added, so nothing cancels. Made for GPUs, where it is bound by memory:
+    non-negative numbers are added, so nothing cancels. For GPUs without Triton, bound by memory:
     about 20 passes over arrays of (rows·cols)² 8-byte numbers per query and train image, 160 MB for
     32 x 32 pixels, so 0.05 ms at 3 TB/s; top_k sorts and may double it. That is worked out, not
     measured.
@@ -114,17 +114,6 @@ def _box(pairs: Tensor, axes: tuple[int, ...], taps: int, step: int) -> Tensor:
         length *= 2
 
 
-def _groups(bands: list[range], distances: Distances) -> list[Group]:
-    """Bands along one axis; `box` takes neighbouring bands of one position together."""
-    groups: list[Group] = []
-    for band in bands:
-        single = len(band) == 1 and distances is box
-        if single and groups and not groups[-1][1]:
-            band = range(groups.pop()[0].start, band.stop)
-        groups.append((band, not single))
-    return groups
-
-
 class Block(NamedTuple):
     """Positions of the query that are looked at together, and what they meet."""
 
@@ -141,7 +130,10 @@ def _blocks(
     windows: Windows, rows: range, distances: Distances, block_bytes: int, itemsize: int
 ) -> Iterator[Block]:
     """All positions in `rows`, in blocks whose distances take at most `block_bytes` if they can."""
-    vertical, across = (_groups(bands, distances) for bands in windows.bands())
+    if distances is box:
+        vertical, across = windows.groups()
+    else:
+        vertical, across = ([(band, True) for band in bands] for bands in windows.bands())
     for (tall, rows_meet), (wide, cols_meet) in product(vertical, across):
         per_row = (
             (len(wide) + windows.span) ** (1 + cols_meet)
@@ -192,6 +184,20 @@ def posterior(
         The posterior of the positions in `rows`.
     """
     block_bytes = block_bytes or (GPU_BLOCK_BYTES if noisy.device.type == "cuda" else BLOCK_BYTES)
+    run = partial(_posterior, noisy, train, sigma, windows, top_k, rows, distances)
+    return within_memory(run, block_bytes)
+
+
+def _posterior(
+    noisy: Float[Tensor, "query chan row col"],
+    train: Float[Tensor, "train chan row col"],
+    sigma: float,
+    windows: Windows,
+    top_k: int | None,
+    rows: range,
+    distances: Distances,
+    block_bytes: int,
+) -> Posterior:
     queries, shape = windows.prepare(exact(noisy)), (len(noisy), len(rows), windows.grid[1])
     total = queries.new_empty(shape)
     share = noisy.new_empty(*shape, len(train))

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from nda.errors import InputError
 
+# positions along one axis, and whether all of them meet or each only itself
+Group = tuple[range, bool]
+
 
 @dataclass(frozen=True)
 class Windows:
@@ -119,6 +122,15 @@ class Windows:
         )
         return rows, cols
 
+    def groups(self) -> tuple[list[Group], list[Group]]:
+        """`bands`, and neighbouring bands of a single position in one group.
+
+        Returns:
+            Along rows and along columns.
+        """
+        rows, cols = (_grouped(bands) for bands in self.bands())
+        return rows, cols
+
     def _bands(self, side: int, positions: int) -> list[range]:
         overhang = [
             (max(0, self.before - i), max(0, i - self.before + self.patch - side))
@@ -172,6 +184,16 @@ class Windows:
         squares = self.prepare(exact(images)).square().sum(1, keepdim=True)
         ones = torch.ones(1, 1, self.taps, self.taps, dtype=squares.dtype, device=squares.device)
         return F.conv2d(squares, ones, dilation=self.step).flatten(1)
+
+
+def _grouped(bands: list[range]) -> list[Group]:
+    groups: list[Group] = []
+    for band in bands:
+        single = len(band) == 1
+        if single and groups and not groups[-1][1]:
+            band = range(groups.pop()[0].start, band.stop)
+        groups.append((band, not single))
+    return groups
 
 
 def exact(images: Tensor) -> Tensor:
