@@ -354,8 +354,8 @@ class Attributor:
     # ---- scores
 
     def scores(self, query: UInt8[Tensor, "chan row col"], images: Sequence[int]) -> list[float]:
-        """RFI with its gate, the best score of the catalogue that sees images alone, among these
-        pictures and some others of the bank, 64 together.
+        """RFI with its gate, among these pictures and some others of the bank, 64 together. Of the
+        methods that see images alone it has the highest LDS on the benchmark.
 
         Args:
             query: in 256 levels.
