@@ -18,7 +18,8 @@ from typing import Any
 from nda.artefact import notebooks, release
 from nda.errors import InputError
 from nda.evidence.ablations import gradients
-from nda.evidence.truth import FAMILIES, REPORT, check_results, truth_inputs
+from nda.evidence.records import check_results
+from nda.evidence.truth import FAMILIES, REPORT, truth_inputs
 from nda.methods import METHODS, Method
 from nda.rivals.gradients import Readout
 from nda.rivals.projection import Projection

@@ -10,7 +10,8 @@ from made_up_removals import QUERIES, SETS, TRAIN, removals
 from scipy import stats
 
 from nda.errors import InputError
-from nda.evidence.truth import Truth, recorded_effects
+from nda.evidence.records import recorded_effects
+from nda.evidence.truth import Truth
 from nda.report import findings as v
 from nda.report.findings import AHEAD, ALIKE, BEHIND, Evidence, Finding, Missing, Part
 from nda.store import Store

@@ -15,14 +15,8 @@ from nda.errors import InputError
 from nda.evidence import scorecard
 from nda.evidence.ablations import curvature, gradients
 from nda.evidence.ablations.nonparametric import best_windows
-from nda.evidence.truth import (
-    FAMILIES,
-    REPORT,
-    Truth,
-    check_results,
-    recorded_effects,
-    truth_inputs,
-)
+from nda.evidence.records import check_results, recorded_effects
+from nda.evidence.truth import FAMILIES, REPORT, Truth, truth_inputs
 from nda.methods import CHECKPOINTS, METHODS, MODEL, recorded
 from nda.model.outputs import uniform_timesteps
 from nda.nonparametric.config import NDAConfig

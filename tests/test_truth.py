@@ -14,16 +14,14 @@ from nda import rng
 from nda.data.subsets import keep_masks
 from nda.errors import InputError
 from nda.evidence import lds
+from nda.evidence.records import check_results, record, recorded_effects
 from nda.evidence.truth import (
     FAMILIES,
     Truth,
-    check_results,
     find_results,
     gain_row,
     group_effects,
     lds_row,
-    record,
-    recorded_effects,
     truths,
 )
 from nda.methods import METHODS, Result

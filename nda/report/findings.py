@@ -20,7 +20,8 @@ from torch import Tensor
 from nda.errors import InputError
 from nda.evidence import lds, outcomes
 from nda.evidence.outcomes import MEASURES, Outcomes
-from nda.evidence.truth import Truth, recorded_effects
+from nda.evidence.records import recorded_effects
+from nda.evidence.truth import Truth
 from nda.methods import METHODS, WHICH
 from nda.report.said import interval
 from nda.store import Store

@@ -4,7 +4,8 @@ import pandas as pd
 from torch import Tensor
 
 from nda.evidence.lds import interval
-from nda.evidence.truth import REPORT, Truth, recorded_effects
+from nda.evidence.records import recorded_effects
+from nda.evidence.truth import REPORT, Truth
 from nda.store import Store
 
 COLUMNS = ["claim", "run", "queries", "difference", "low", "high"]
