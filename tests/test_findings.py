@@ -95,7 +95,7 @@ def test_orders_are_compared_by_spearman(small):
     names = [run for run in ("pixel_cosine", "trak", "d_trak", "das", "nda_two_scale")]
     here = np.array([small.lds(run, "val")[0] for run in names])
     theirs = [small.printed(run, "val") for run in names]
-    found = v._spearman(np.stack([here, -here], 1), theirs)
+    found = v.scores._spearman(np.stack([here, -here], 1), theirs)
     expected = stats.spearmanr(here, theirs).statistic
     assert found == pytest.approx([expected, -expected])
 
