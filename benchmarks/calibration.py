@@ -159,7 +159,8 @@ def power(data: str, n_train: int, size: int, strangers: int = 100) -> list[dict
         A row for each case, of eight copies; `false` strangers reach the first threshold, the least
         share of which is `share`.
     """
-    bank, found = load(data, "train", n_train, size), []
+    found: list[dict] = []
+    bank = load(data, "train", n_train, size)
     for among in (HOW.candidates, len(bank)):
         how = How(size=size, candidates=among)
         attributor = Attributor(bank, how, Store(cache() / "trace"))
