@@ -158,3 +158,13 @@ def test_all_known_answers_can_be_said(published):
     row = {"method": "nda", "reading": "local", "case": "transplants", "iou": 61.5}
     said.say_known(pd.DataFrame([row | {"kind": "3/8 of the side, moved"}]), "_small")
     assert text(published, "nda_local_3_8_of_the_side_moved_iou_small") == "61.5"
+
+
+def test_what_a_trace_costs_can_be_said(published):
+    cost = pd.DataFrame({"images": [10, 500], "ratio": [2.0, 30.5], "memory, GB": [0.5, 1.25]})
+    index = pd.DataFrame({"images": [500, 500], "top": [20, 20], "found": [20, 10]})
+    said.say_trace(cost, index.assign(**{"owners": [2, 1], "owners found": [2, 0]}))
+    expected = {"smallest": "10", "plain_times": "2.0", "folder": "500", "times": "30.5"}
+    expected |= {"folder_gb": "1.25", "asked": "2", "near": "75.0"}
+    expected |= {"owners": "3", "owners_found": "2"}
+    assert {name: text(published, name) for name in expected} == expected

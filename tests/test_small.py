@@ -55,6 +55,12 @@ def test_the_ceiling_of_validation_queries_is_high_enough(transform, least):
     assert 100 * ceiling >= least
 
 
+def test_no_verdict_of_a_trace_is_wrong_more_often_than_its_level():
+    rows = SMALL.load("trace/calibration")
+    assert {*rows["data"]} == {"mnist", "cifar10"} and rows["splits"].min() == 20
+    assert (rows["rate"] <= rows["level"]).all()
+
+
 @pytest.mark.parametrize("which", REPORT)
 def test_nda_is_above_the_null(which):
     truth = Truth.load(SMALL, "report", which)

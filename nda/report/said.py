@@ -263,3 +263,17 @@ def say_known(rows: pd.DataFrame, ending: str = "") -> None:
 
 def _slug(name: Any) -> str:
     return re.sub(r"\W+", "_", str(name).lower()).strip("_")
+
+
+def say_trace(cost: pd.DataFrame, index: pd.DataFrame) -> None:
+    """Give what `benchmarks/trace.py` measured to the sentences of the book.
+
+    Args:
+        cost: a row for each size of a folder, ascending.
+        index: a row for each suspect that was compared with all images.
+    """
+    small, large, sums = cost.iloc[0], cost.iloc[-1], index.sum()
+    say(smallest=int(small["images"]), plain_times=small["ratio"])
+    say(folder=int(large["images"]), times=large["ratio"], folder_gb=large["memory, GB"])
+    say(asked=len(index), of=index["images"].iloc[0], near=100 * sums["found"] / sums["top"])
+    say(owners=int(sums["owners"]), owners_found=int(sums["owners found"]))
