@@ -1,4 +1,4 @@
-"""Scores among candidates: those of all images where nothing is left out, and honest where it is."""
+"""Scores among candidates: those of all images where nothing is left out, else honest."""
 
 import pytest
 import torch

@@ -65,14 +65,19 @@ def test_masses_against_loops(index, flips):
     expected = torch.stack([naive(query, TRAIN, flips) for query in QUERIES])
     torch.testing.assert_close(masses.double(), expected, rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(masses.sum(1), torch.ones(2))
-    for found, row in zip(index.candidates(QUERIES, 4, TIMESTEPS, flips=flips), masses, strict=True):
+    for found, row in zip(
+        index.candidates(QUERIES, 4, TIMESTEPS, flips=flips), masses, strict=True
+    ):
         assert found.tolist() == sorted(row.topk(4).indices.tolist())
 
 
 @given(size=st.integers(1, 9), together=st.integers(1, 9))
 def test_blocks_do_not_matter(tmp_path_factory, size, together):
     folder = tmp_path_factory.mktemp("index")
-    made, again = pooled.build(folder / "a", blocks()), pooled.build(folder / "b", blocks(size=size))
+    made, again = (
+        pooled.build(folder / "a", blocks()),
+        pooled.build(folder / "b", blocks(size=size)),
+    )
     assert made.sha256 == again.sha256 == pooled.digest(blocks(size=size))
     files = [(folder / name / "pooled.int8").read_bytes() for name in "ab"]
     assert files[0] == files[1] and len(files[0]) == 9 * 3 * 16 * 16

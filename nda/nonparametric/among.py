@@ -9,6 +9,7 @@ is left out. What no sample can show is a single image outside that has most of 
 for the recall of the candidates to answer.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -61,7 +62,7 @@ class Among:
 
 def scores_among(
     query: Float[Tensor, "chan row col"],
-    train: UInt8[Tensor, "train chan row col"],
+    train: UInt8[Tensor, "train chan row col"] | Float[Tensor, "train chan row col"],
     candidates: Int[Tensor, "candidate"],
     config: NDAConfig,
     *,
@@ -72,7 +73,7 @@ def scores_among(
 
     Args:
         query: pixels in [-1, 1].
-        train: in 256 levels; may be mapped from a file, since few of them are read.
+        train: in 256 levels or in [-1, 1]; may be mapped from a file, since few of them are read.
         candidates: numbers of train images.
         config: all choices of the method.
         sample: how many of the other images are looked at; if that is all of them, nothing is
@@ -98,18 +99,16 @@ def scores_among(
     if len(drawn) < min(rest, 2 * GROUPS):
         raise InputError(f"sample must be at least {2 * GROUPS}, so that its error can be measured")
     inside = _looked(query, train, some, config)
-    groups = [_looked(query, train, group, config) for group in drawn.tensor_split(GROUPS)]
-    groups = [group for group in groups if group is not None]
-    assert inside is not None
-    if not groups:
+    if not rest:
         scores = inside.scores()[0]
         return Among(some, scores, torch.zeros_like(scores), 0.0, 0.0, 0.0)
-    whole = _completed(inside, groups, rest)
+    seen = _looked(query, train, drawn, config)
+    whole = _completed(inside, [part.log_total for part in seen.posteriors], rest / len(drawn))
     scores = inside.within(whole).scores()[0]
-    others = torch.cat([group.within(whole).scores()[0] for group in groups]).mean().item()
+    others = seen.within(whole).scores().mean().item()
     outside, error, errors = _outside(inside, whole), 0.0, torch.zeros_like(scores)
     if len(drawn) < rest:
-        left = [_completed(inside, groups[:g] + groups[g + 1 :], rest) for g in range(len(groups))]
+        left = _without_each(inside, seen, query, train, rest)
         finite = 1 - len(drawn) / rest  # a sample of nearly all is nearly sure
         errors = _jackknife(torch.stack([inside.within(one).scores()[0] for one in left]), finite)
         alone = torch.tensor([_outside(inside, one) for one in left])
@@ -125,24 +124,45 @@ def _drawn(count: int, candidates: Tensor, sample: int, seed: int) -> Int[Tensor
     return order[other[order]][:sample]
 
 
-def _looked(query: Tensor, train: Tensor, images: Tensor, config: NDAConfig) -> Partial | None:
+def _looked(query: Tensor, train: Tensor, images: Tensor, config: NDAConfig) -> Partial:
     parts = [
-        partial_scores(query[None], floats(train[few]).to(query), config, images=few.tolist())
+        partial_scores(query[None], _pixels(train[few]).to(query), config, images=few.tolist())
         for few in images.split(BLOCK)
-        if len(few)
     ]
-    return merge(parts) if parts else None
+    return merge(parts)
 
 
-def _completed(inside: Partial, groups: list[Partial], rest: int) -> Partial:
-    """The totals of all images, the others' by estimate."""
-    there = sum(len(group.posteriors[0].images) for group in groups)
+def _pixels(images: Tensor) -> Tensor:
+    return floats(images) if images.dtype == torch.uint8 else images
+
+
+def _completed(inside: Partial, drawn: Sequence[Tensor], factor: float) -> Partial:
+    """The totals of all images: the candidates', and `factor` times those that were drawn."""
     found = []
-    for own, *others in zip(inside.posteriors, *(g.posteriors for g in groups), strict=True):
-        drawn = torch.stack([other.log_total for other in others]).logsumexp(0)
-        total = torch.logaddexp(own.log_total, drawn + torch.tensor(rest / there).to(drawn).log())
-        found.append(replace(own, log_total=total))
+    for own, log_total in zip(inside.posteriors, drawn, strict=True):
+        others = log_total + torch.tensor(factor).to(log_total).log()
+        found.append(replace(own, log_total=torch.logaddexp(own.log_total, others)))
     return replace(inside, posteriors=tuple(found))
+
+
+def _without_each(
+    inside: Partial, seen: Partial, query: Tensor, train: Tensor, rest: int
+) -> list[Partial]:
+    """The totals of all images, as they would be without each group of the sample."""
+    images, config = seen.posteriors[0].images, seen.config
+    if config.top_k is not None:  # an image's share then is not all that it adds to the total
+        seen = _looked(query, train, images, replace(config, top_k=None))
+    order = torch.randperm(len(images), generator=rng.generator("groups"))
+    found = []
+    for group in order.tensor_split(GROUPS):
+        stay = torch.ones(len(images), dtype=torch.bool)
+        stay[group] = False
+        drawn = [
+            part.log_total + part.log_share[:, :, stay].logsumexp(2).to(part.log_total)
+            for part in seen.posteriors
+        ]
+        found.append(_completed(inside, drawn, rest / int(stay.sum())))
+    return found
 
 
 def _outside(inside: Partial, whole: Partial) -> float:

@@ -264,8 +264,8 @@ def _pyramid(images: Float[Tensor, "image chan row col"]) -> Iterator[Tensor]:
 def _nearest(
     patches: Float[Tensor, "patch chan side side"], images: Float[Tensor, "image chan row col"]
 ) -> Float[Tensor, "patch image"]:
-    """Squared distance to the nearest patch of every image, less a number of the query's patch;
-    sums of whole numbers, and exact."""
+    """Squared distances of every image's nearest patch, each less the square of what is asked."""
+    # sums of whole numbers, and exact
     squares = F.avg_pool2d(
         images.square().sum(1, keepdim=True), PATCH, stride=1, divisor_override=1
     )
