@@ -8,12 +8,12 @@
     python benchmarks/million.py --ship
 
 `lds` scores the queries of the benchmark among 5 to 50 % of its 200 train images; it needs what
-notebook 01 stores. `recall` compares candidates among the 50,000 train images of CIFAR-10 with NDA
-of all of them, for held-out images. `scale` measures one query at five timesteps and two scales
-among 100 to a million images, in a process of its own. Above 50,000 the images are random crops of
-CIFAR's, mirrored by chance: neighbours of the same pictures, and not a million different ones. It
-needs 4 GB of disk. `faiss` finds candidates by faiss-cpu, which has to be installed, on the queries
-that `recall` has finished.
+notebook 01 stores. `recall` compares candidates among the 50,000 train images of CIFAR-10, or the
+first `--images` of them, with NDA of all of them, for held-out images. `scale` measures one query
+at five timesteps and two scales among 100 to a million images, in a process of its own. Above
+50,000 the images are random crops of CIFAR's, mirrored by chance: neighbours of the same pictures,
+and not a million different ones. It needs 4 GB of disk. `faiss` finds candidates by faiss-cpu,
+which has to be installed, on the queries that `recall` has finished.
 
 What was measured is kept in the folder `million` of the cache and not measured again: a killed run
 goes on by the same command. Delete that folder to start anew, and to get back the disk. Seconds are
@@ -28,6 +28,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from time import perf_counter, process_time
 
 import pandas as pd
@@ -145,42 +146,52 @@ def cifar(split: str) -> Tensor:
     return kept.load(name)
 
 
-def recall(store: Store, queries: int) -> pd.DataFrame:
-    """Candidates among all of CIFAR-10 and NDA of all of it.
+def recall(store: Store, queries: int, count: int) -> pd.DataFrame:
+    """Candidates among CIFAR-10 and NDA of all of it.
 
     Args:
         store: where scores are kept.
         queries: how many held-out images are asked about; none: as many as are done.
+        count: of the train images.
 
     Returns:
-        A row for each number of candidates.
+        A row for each number of train images and of candidates.
     """
-    done = sum(name.startswith("exact-") for name in store.names())
-    if queries > done:
-        train, asked = cifar("train"), cifar("test")[:queries]
-        index = pooled.kept(PLACE / "index-cifar10", lambda: train.split(BLOCK))
+    if queries:
+        train, asked = cifar("train")[:count], cifar("test")[:queries]
+        index = pooled.kept(PLACE / f"index-cifar10-{count}", lambda: train.split(BLOCK))
         for n in tqdm(range(queries), desc="exact"):
-            if f"exact-{n}" not in store:
-                (_, spent), masses = _timed(
-                    lambda n=n: index.masses(asked[n : n + 1], TIMESTEPS)[0]
-                )
-                (_, plain), exact = _timed(
-                    lambda n=n: nda_scores(floats(asked[n : n + 1]), floats(train), PAPER)[0]
-                )
-                took, both = {"index": spent, "all": plain}, torch.stack([exact, masses])
-                store.save(f"exact-{n}", both, axes="what image", notes=took)
-    names = [name for name in store.names() if name.startswith("exact-")]
-    if not names:
-        return pd.DataFrame()
-    kept, took = map(store.load, names), pd.DataFrame([store.info(n)["notes"] for n in names])
-    table = _recalls([(exact, masses.argsort(descending=True)) for exact, masses in kept])
-    among = table["candidates"] / len(store.load(names[0])[0]) * took["all"].mean()
-    return table.assign(**{"query, CPU s": took["index"].mean() + among})
+            if f"exact-{count}-{n}" not in store:
+                query = asked[n : n + 1]
+                (_, coarse), masses = _timed(partial(index.masses, query, TIMESTEPS))
+                (_, plain), exact = _timed(partial(nda_scores, floats(query), floats(train), PAPER))
+                took, both = {"index": coarse, "all": plain}, torch.cat([exact, masses])
+                store.save(f"exact-{count}-{n}", both, axes="what image", notes=took)
+    return pd.concat([pd.DataFrame(), *(_recall(store, some) for some in _counts(store))])
+
+
+def _counts(store: Store) -> list[int]:
+    """Numbers of train images that queries have been asked about."""
+    return sorted({int(n.split("-")[1]) for n in store.names() if n.startswith("exact-")})
+
+
+def _names(store: Store, count: int) -> list[str]:
+    return [name for name in store.names() if name.startswith(f"exact-{count}-")]
+
+
+def _recall(store: Store, count: int) -> pd.DataFrame:
+    names = _names(store, count)
+    took = pd.DataFrame([store.info(name)["notes"] for name in names])
+    pairs = [(exact, masses.argsort(descending=True)) for exact, masses in map(store.load, names)]
+    table = _recalls(pairs)
+    spent = took["index"].mean() + table["candidates"] / count * took["all"].mean()
+    return table.assign(**{"query, CPU s": spent, "all, CPU s": took["all"].mean()})
 
 
 def _recalls(pairs: list[tuple[Tensor, Tensor]]) -> pd.DataFrame:
     rows = []
-    for count in COUNTS:
+    images = len(pairs[0][0])
+    for count in (some for some in COUNTS if some < images):
         found = []
         for exact, order in pairs:
             near = torch.zeros(len(exact), dtype=torch.bool)
@@ -192,41 +203,41 @@ def _recalls(pairs: list[tuple[Tensor, Tensor]]) -> pd.DataFrame:
             )
         mean = 100 * torch.tensor(found).mean(0)
         names = ("recall of 20, %", "recall of 100, %", "share of mass, %", "share at best, %")
-        rows.append({"candidates": count} | dict(zip(names, mean.tolist(), strict=True)))
+        about = {"train images": images, "candidates": count}
+        rows.append(about | dict(zip(names, mean.tolist(), strict=True)))
     return pd.DataFrame(rows).assign(queries=len(pairs))
 
 
 # ---- faiss
 
 
-def faiss_recall(store: Store) -> pd.DataFrame:
+def faiss_recall(store: Store, count: int) -> pd.DataFrame:
     """The same with faiss: every other patch of all images in IVF-PQ, and whole images in HNSW.
 
     Args:
         store: where scores are kept.
+        count: of the train images.
 
     Returns:
         A row for each index and number of candidates.
     """
     import faiss
 
-    train, asked = cifar("train"), cifar("test")
-    done = [int(name[6:]) for name in store.names() if name.startswith("exact-")]
-    exact = [store.load(f"exact-{n}")[0] for n in done]
+    train, asked = cifar("train")[:count], cifar("test")
+    exact = [store.load(name)[0] for name in _names(store, count)]
+    done = [int(name.split("-")[2]) for name in _names(store, count)]
+    lists = min(4096, count // 8)
     tables = []
     for name, (made, side, stride) in {
-        "IVF-PQ of patches": (lambda dim: faiss.index_factory(dim, "IVF4096,PQ24"), 16, 2),
+        "IVF-PQ of patches": (lambda dim: faiss.index_factory(dim, f"IVF{lists},PQ24"), 16, 2),
         "HNSW of whole images": (lambda dim: faiss.IndexHNSWFlat(dim, 32), 4, 1),
     }.items():
         started, index = process_time(), made(48)
         vectors = torch.cat([_vectors(some, side, stride) for some in train.split(BLOCK)])
         each = len(vectors) // len(train)
         if not index.is_trained:
-            index.train(
-                vectors[torch.randperm(len(vectors), generator=rng.generator("faiss"))][
-                    :200_000
-                ].numpy()
-            )
+            order = torch.randperm(len(vectors), generator=rng.generator("faiss"))
+            index.train(vectors[order[:200_000]].numpy())
             index.nprobe = 32
         else:
             index.hnsw.efSearch = 2 * max(COUNTS)
@@ -380,13 +391,16 @@ def scale(store: Store, most: int) -> pd.DataFrame:
 # ---- what is asked for
 
 
-def tables(store: Store, part: str | None, queries: int, most: int) -> dict[str, pd.DataFrame]:
+def tables(
+    store: Store, part: str | None, queries: int, images: int, most: int
+) -> dict[str, pd.DataFrame]:
     """What has been measured, after one part of it was.
 
     Args:
         store: where all is kept.
         part: to be measured; None: nothing.
         queries: of `recall`.
+        images: of `recall` and `faiss`.
         most: of `scale`.
 
     Returns:
@@ -394,9 +408,9 @@ def tables(store: Store, part: str | None, queries: int, most: int) -> dict[str,
     """
     if part in ("lds", "faiss"):
         store.delete(part)
-        store.save(part, lds(store) if part == "lds" else faiss_recall(store))
+        store.save(part, lds(store) if part == "lds" else faiss_recall(store, images))
     found = {name: store.load(name) for name in ("lds", "faiss") if name in store}
-    found["recall"] = recall(store, queries if part == "recall" else 0)
+    found["recall"] = recall(store, queries if part == "recall" else 0, images)
     found["scale"] = scale(store, most if part == "scale" else 0)
     return {name: table for name, table in found.items() if not table.empty}
 
@@ -408,6 +422,7 @@ def main() -> None:
     )
     parser.add_argument("--part", choices=TABLES)
     parser.add_argument("--queries", type=int, default=8, metavar="N", help="of recall")
+    parser.add_argument("--images", type=int, default=50_000, metavar="N", help="of recall, faiss")
     parser.add_argument("--most", type=int, default=max(SIZES), metavar="N", help="of scale")
     parser.add_argument("--measure", type=int, metavar="N", help="one size, as JSON")
     parser.add_argument("--ship", action="store_true")
@@ -415,7 +430,7 @@ def main() -> None:
     if options.measure:
         print(json.dumps(measure(options.measure)))
         return
-    found = tables(store, options.part, options.queries, options.most)
+    found = tables(store, options.part, options.queries, options.images, options.most)
     for name, table in found.items():
         print(f"\n{name}\n{table.round(2).to_string(index=False)}")
         if options.ship:
