@@ -27,7 +27,7 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from time import perf_counter, process_time
 
@@ -46,7 +46,7 @@ from nda.evidence.lds import interval
 from nda.evidence.truth import Truth
 from nda.methods import METHODS
 from nda.nonparametric import pooled
-from nda.nonparametric.among import scores_among
+from nda.nonparametric.among import Among, scores_among
 from nda.nonparametric.config import PAPER, NDAConfig
 from nda.nonparametric.scores import nda_scores
 from nda.places import cache
@@ -66,11 +66,12 @@ TABLES = ("lds", "recall", "scale", "faiss")
 # ---- the LDS
 
 
-def lds(store: Store) -> pd.DataFrame:
+def lds(store: Store, asked: Sequence[str] = ("val", "gen")) -> pd.DataFrame:
     """Every query of the benchmark among some of its train images.
 
     Args:
         store: where scores are kept.
+        asked: names of the queries.
 
     Returns:
         A row for each kind of queries and share, in percent.
@@ -79,7 +80,7 @@ def lds(store: Store) -> pd.DataFrame:
     train, rows = working.load("train"), []
     config = NDAConfig.parse(METHODS["nda_two_scale"].settings(parameters("small")))
     index = pooled.kept(PLACE / "index-small", lambda: [levels(train)])
-    for which in ("val", "gen"):
+    for which in asked:
         here = working if which in working else shipped
         queries = here.load(which)
         queries = floats(queries) if queries.dtype == torch.uint8 else queries
@@ -92,26 +93,50 @@ def lds(store: Store) -> pd.DataFrame:
         )
         masses = index.masses(levels(queries), tuple(config.scales))
         for share in SHARES:
-            near = masses.topk(round(share * len(train)), dim=1).indices
-            scores = store.kept(
-                f"small-{which}-{share}",
-                lambda queries=queries, near=near: torch.stack(
-                    [
-                        scores_among(query, train, some, config, sample=FEW).everywhere(len(train))
-                        for query, some in zip(tqdm(queries), near, strict=True)
-                    ]
-                ),
-                axes="query train",
-                parameters={"sample": FEW, "levels": list(pooled.LEVELS.items())},
-                inputs=store.sha256(f"small-{which}"),
-            )
-            rows.append(_lds_row(which, share, exact, scores, near))
+            found = among(store, which, share, queries, train, masses)
+            rows.append(_lds_row(which, share, exact, *found))
     return pd.DataFrame(rows)
 
 
-def _lds_row(which: str, share: float, exact: Tensor, scores: Tensor, near: Tensor) -> dict:
+def among(
+    store: Store, which: str, share: float, queries: Tensor, train: Tensor, masses: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Scores of all queries among their candidates.
+
+    Args:
+        store: where they are kept.
+        which: "val" or "gen".
+        share: of the train images that are candidates.
+        queries: pixels in [-1, 1].
+        train: pixels in [-1, 1].
+        masses: of the index.
+
+    Returns:
+        Scores `[query, train]`, and which images are candidates.
+    """
+    config = NDAConfig.parse(METHODS["nda_two_scale"].settings(parameters("small")))
+    near = masses.topk(round(share * len(train)), dim=1).indices
+    names = ("images", "scores", "drawn", "drawn_scores")
+
+    def make() -> dict[str, Tensor]:
+        pairs = zip(tqdm(queries), near, strict=True)
+        found = [scores_among(query, train, some, config, sample=FEW) for query, some in pairs]
+        return {name: torch.stack([getattr(one, name) for one in found]) for name in names}
+
+    made = {"sample": FEW, "levels": list(pooled.LEVELS.items())}
+    inputs = store.sha256(f"small-{which}")
+    kept = store.kept(f"small-{which}-{share}", make, parameters=made, inputs=inputs)
+    errors, outside = torch.zeros_like(kept["scores"][0]), 0.0
+    scores = [
+        Among(some, own, errors, outside, outside, drawn, others).everywhere(mass)
+        for some, own, drawn, others, mass in zip(*map(kept.get, names), masses, strict=True)
+    ]
+    chosen = torch.zeros_like(masses, dtype=torch.bool).scatter_(1, near, True)
+    return torch.stack(scores), chosen
+
+
+def _lds_row(which: str, share: float, exact: Tensor, scores: Tensor, chosen: Tensor) -> dict:
     truth = Truth.load(Store.shipped("small"), "report", which)
-    chosen = torch.zeros_like(exact, dtype=torch.bool).scatter_(1, near, True)
     draws = truth.bootstrap({"exact": exact, "among": scores})
     low, high = interval(100 * (draws["exact"] - draws["among"]))
     kinds = {"exact": exact, "among": scores, "nothing outside": scores * chosen}

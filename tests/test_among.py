@@ -31,7 +31,10 @@ def test_exact_where_nothing_is_left_out(count, flips, everything):
     torch.testing.assert_close(found.scores, expected[found.images], rtol=0, atol=1e-9)
     assert found.outside_error == 0 and (found.errors == 0).all()
     assert abs(found.outside - (1 - expected[found.images].sum().item())) < 1e-9
-    assert abs(found.everywhere(40).sum().item() - 1) < 1e-6
+    every = found.everywhere(torch.ones(40))
+    assert torch.equal(every[found.images], found.scores) and abs(every.sum().item() - 1) < 1e-6
+    assert found.drawn.tolist() == sorted({*range(40)} - {*some.tolist()})
+    torch.testing.assert_close(found.drawn_scores, expected[found.drawn], rtol=0, atol=1e-9)
     assert found.images.tolist() == sorted(some.tolist())
 
 
@@ -46,8 +49,20 @@ def test_estimates_are_right_on_average_and_know_their_error():
     assert ((scores.mean(0) - expected).abs() < 4 * real / 40**0.5 + 0.1 * expected).all()
     assert (0.5 * real < said).all() and (said < 2 * real).all()
     assert all(0 < one.outside < 1 and one.outside_error > 0 for one in found)
-    others = torch.tensor([one.others for one in found]).mean()
+    others = torch.stack([one.drawn_scores.mean() for one in found]).mean()
     assert abs(others - whole[10:].mean()) < 0.1 * whole[10:].mean()
+
+
+def test_scores_outside_follow_the_root_of_the_coarse_mass():
+    some, masses = torch.tensor([4, 9]), torch.arange(40.0).square()
+    found = scores_among(QUERY, TRAIN, some, CONFIG, sample=16)
+    every = found.everywhere(masses)
+    outside = torch.ones(40, dtype=torch.bool)
+    outside[some] = False
+    torch.testing.assert_close(every[outside] / every[1], torch.arange(40.0).double()[outside])
+    torch.testing.assert_close(every[found.drawn].sum(), found.drawn_scores.sum())
+    assert torch.equal(every[some], found.scores)
+    assert (found.everywhere(torch.zeros(40))[outside] == 0).all()
 
 
 def test_order_and_precision():

@@ -36,7 +36,8 @@ class Among:
         errors: standard errors of these estimates.
         outside: mass of all other images, between 0 and 1.
         outside_error: standard error of it.
-        others: mean score of an image that is no candidate.
+        drawn: numbers of the other images that were looked at.
+        drawn_scores: of these.
     """
 
     images: Int[Tensor, "candidate"]
@@ -44,18 +45,24 @@ class Among:
     errors: Float[Tensor, "candidate"]
     outside: float
     outside_error: float
-    others: float
+    drawn: Int[Tensor, "drawn"]
+    drawn_scores: Float[Tensor, "drawn"]
 
-    def everywhere(self, count: int) -> Float[Tensor, "train"]:
-        """A score for every train image; those that are no candidates have `others`.
+    def everywhere(self, masses: Float[Tensor, "train"]) -> Float[Tensor, "train"]:
+        """A score for every train image. Those that are no candidates have an estimate, which is
+        proportional to the root of their coarse mass. The factor is that of the images that were
+        drawn. The root is there since coarse masses, of a nearest patch without noise, are more
+        uneven than scores; it was chosen on `select` subsets of the benchmark.
 
         Args:
-            count: how many train images there are.
+            masses: of all train images, as `nda.nonparametric.pooled.Index.masses` gives them.
 
         Returns:
             The scores.
         """
-        scores = torch.full((count,), self.others, dtype=self.scores.dtype)
+        roots = masses.sqrt().to(self.scores)
+        drawn = roots[self.drawn].sum().clamp_min(torch.finfo(roots.dtype).tiny)
+        scores = roots * (self.drawn_scores.sum() / drawn)
         scores[self.images] = self.scores
         return scores
 
@@ -101,11 +108,10 @@ def scores_among(
     inside = _looked(query, train, some, config)
     if not rest:
         scores = inside.scores()[0]
-        return Among(some, scores, torch.zeros_like(scores), 0.0, 0.0, 0.0)
+        return Among(some, scores, torch.zeros_like(scores), 0.0, 0.0, drawn, scores[:0])
     seen = _looked(query, train, drawn, config)
     whole = _completed(inside, [part.log_total for part in seen.posteriors], rest / len(drawn))
     scores = inside.within(whole).scores()[0]
-    others = seen.within(whole).scores().mean().item()
     outside, error, errors = _outside(inside, whole), 0.0, torch.zeros_like(scores)
     if len(drawn) < rest:
         left = _without_each(inside, seen, query, train, rest)
@@ -113,7 +119,8 @@ def scores_among(
         errors = _jackknife(torch.stack([inside.within(one).scores()[0] for one in left]), finite)
         alone = torch.tensor([_outside(inside, one) for one in left])
         error = _jackknife(alone[:, None], finite).item()
-    return Among(some, scores, errors, outside, error, others)
+    drawn, others = seen.posteriors[0].images, seen.within(whole).scores()[0]
+    return Among(some, scores, errors, outside, error, drawn, others)
 
 
 def _drawn(count: int, candidates: Tensor, sample: int, seed: int) -> Int[Tensor, "drawn"]:

@@ -10,8 +10,9 @@ answers with its nearest patch, at any place, and these distances serve all nois
 level they are turned into masses, as NDA would if the nearest patch were all that an image has.
 Images with the largest masses are the candidates.
 
-A library for nearest neighbours was measured beside it, `benchmarks/million.py --part faiss`, and
-is not used: see the numbers there.
+A library for nearest neighbours names the images that are first in any row, and holds a vector for
+every patch. Masses say more: how much better the first is than the next, and by how many rows.
+`benchmarks/million.py --part faiss` compares the two.
 """
 
 import hashlib
