@@ -35,7 +35,8 @@ ALLOWED = {
     "notebooks/08_influence.ipynb": {"8 bits": "a format of numbers"},
     "notebooks/14_performance.ipynb": dict.fromkeys(
         ["twice as", "16 times as"], "the sizes in the question"
-    ),
+    )
+    | dict.fromkeys(["4.5", "4.5 points", "6.3"], "of the DAS paper"),
 }
 NUMBER = r"(?<![\w.])[-+−]?\d[\d,]*(?:\.\d+)?"
 UNIT = r"(?:%|per cent|points?|px|ms|s|seconds?|minutes?|hours?|[KMG]B|nats|bits)"
