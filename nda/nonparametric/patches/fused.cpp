@@ -1,4 +1,4 @@
-// Posterior masses of patches by box filters, 16 train images (8 in double precision) in the lanes of a vector.
+// Posterior masses of patches by box filters, 16 train images (8 in double precision) side by side.
 //
 // For a query patch u and a patch v of a train image at the same displacement, |x_u - y_v|^2 = |x_u|^2 + |y_v|^2 - 2 <x_u, y_v>. The first term is
 // the same for all v and cancels in the posterior. The second does not depend on the query. The third, along one displacement, is a box filter
@@ -15,6 +15,18 @@
 // of the train image; going from i to i+1 moves it down the diagonal, (i, k) -> (i+1, k+1). The sums of one query patch, over all k and m, are then there
 // at once, so that the best of them, their total and the sum of the `keep` largest weights per image need no further memory. Patches whose weight is below
 // 2^-cut of the best one so far are skipped. The coarse scale is the same on pooled images, with windows that take every second pixel (`step` = 2).
+// Where windows meet only their own position along one axis, there is one diagonal; along both axes, one displacement and an ordinary box filter.
+//
+// The 16 numbers of a pixel lie in one register with AVX-512, in two with AVX2, in four elsewhere. What is done to a number does not depend on that, nor
+// does the order of a sum, so that all instruction sets with fused multiply-add give the same bits.
+//
+// Operations per 16 pairs of patches (32 x 32 pixels, three channels, window 7, interior: 26 x 26 positions), in vectors of 16:
+//   sums        1.36 cells of (pixel of the query, pixel of the train image) at 6 multiply-adds, 1 conversion, 3 additions, and 0.76 at the ends of the
+//               diagonals, where sums begin, at 3 multiply-adds, 1 conversion, 1 addition: 17
+//   logits      1 addition, 1 minimum, 1 comparison, 1 count; to choose the largest, 1 conversion, 1 addition, 1 multiply-add for mean and variance: 7
+//   choosing    3.3 passes of 2 comparisons and 2 counts, of which 1.3 also collect what is in between, with 3 operations: 17
+//   weights     5 multiply-adds, 5 integer operations, 1 conversion, 1 minimum, 1 comparison, 3 additions: 16
+// Of these 57 the 10 multiply-adds of the sums are what nothing can save. benchmarks/engine.py times them against what a core can do.
 
 #include <algorithm>
 #include <cmath>
@@ -35,6 +47,11 @@
 #endif
 #ifdef __linux__
 #include <sys/mman.h>
+#endif
+#ifdef __x86_64__
+#define PIN(v) __asm__("" : "+v"(v))  // stays in its register: GCC would rather load it again for every product
+#else
+#define PIN(v)
 #endif
 #define INLINE inline __attribute__((always_inline))
 
@@ -126,7 +143,7 @@ struct Sweep {
   static constexpr int GROUP = 4, L = T::lanes;         // displacements that share a pass over the query's pixels
   static constexpr int TILE = NATIVE == 64 ? 4 : 2;     // pixels at a time: TILE * GROUP sums fit the registers
   static constexpr int ROUGH = T::mantissa > 23 ? 11 : 0;  // digits that a guess does not need: what is left fits a real's mantissa
-  static constexpr long STATE = 1200000 / 64;           // vectors of state that stay in a second-level cache of 2 MB
+  static constexpr long STATE = 1300000 / 64;           // vectors of state that stay, all or nearly all, in the second-level cache
 
   // Windows of the query at `rows` x `cols` meet windows of the train image at `train_rows` x `train_cols`, all counted from the image's corner.
   struct Region {
@@ -156,9 +173,10 @@ struct Sweep {
   ivec *logits, *kept;
   vec guess[PARTS];  // how many standard deviations above the mean the `keep`-th logit was last
 
-  static long row_length(long train_cols) { return train_cols + 2 * (GROUP - 1); }  // displacements outside the image write into the margins
+  static long row_length(long train_cols) { return train_cols + GROUP - 1; }  // displacements outside the image write into the margins between rows
   static int columns(long train_rows, long cols, long train_cols) {
-    return (int)std::max(1l, std::min(cols, STATE / (train_rows * row_length(train_cols))));
+    const long most = std::max(1l, std::min(cols, STATE / (train_rows * row_length(train_cols)))), parts = (cols + most - 1) / most;
+    return (int)((cols + parts - 1) / parts);
   }
 
   static INLINE vec rough(ivec d) {
@@ -181,7 +199,11 @@ struct Sweep {
   static INLINE void multiply(vec (&a)[C][GROUP], const R *x, const vec *y) {
     vec s[C + GROUP - 1];
 #pragma GCC unroll 8
-    for (int i = 0; i < C + GROUP - 1; i++) s[i] = y[i * PARTS];
+    for (int i = 0; i < C + GROUP - 1; i++) {
+      vec v = y[i * PARTS];
+      PIN(v);
+      s[i] = v;
+    }
 #pragma GCC unroll 8
     for (int c = 0; c < C; c++)
 #pragma GCC unroll 8
@@ -189,16 +211,17 @@ struct Sweep {
   }
 
   // The new row of windows: its products less those of the row that leaves, or the products of `count` rows if FRESH.
-  template <int C, int STEP, bool FRESH>
+  template <int C, int STEP, bool FRESH, int CHAN>
   INLINE void cells(uvec (&h)[C][GROUP], const Region &g, const R *x, const vec *y, int count) const {
-    const int left = p.taps * STEP;
+    const long x_left = p.taps * STEP * g.x_row, y_left = p.taps * STEP * g.y_row * PARTS;
     for (int n = 0; n < (FRESH ? count : 1); n++) {
       vec a[C][GROUP] = {};
-      for (int ch = 0; ch < p.chan; ch++) {
+#pragma GCC unroll 4
+      for (int ch = 0; ch < (CHAN ? CHAN : p.chan); ch++) {
         const R *xn = x + ch * g.x_chan + n * STEP * g.x_row;
         const vec *yn = y + (ch * g.y_chan + n * STEP * g.y_row) * PARTS;
         multiply<C, false>(a, xn, yn);
-        if (!FRESH) multiply<C, true>(a, xn - left * g.x_row, yn - left * g.y_row * PARTS);
+        if (!FRESH) multiply<C, true>(a, xn - x_left, yn - y_left);
       }
 #pragma GCC unroll 8
       for (int c = 0; c < C; c++)
@@ -208,7 +231,7 @@ struct Sweep {
   }
 
   // dst = src + horizontal sums of the new row of windows, at all displacements of columns: differences of running sums, which lie in `line`.
-  template <int STEP, bool FRESH>
+  template <int STEP, bool FRESH, int CHAN>
   void add_row(uvec *dst, const uvec *src, const Region &g, int J, const R *x, const vec *y, int count) {
     constexpr int WIDE = FRESH ? 2 : TILE;
     const int M = g.train_cols, span = (p.taps - 1) * STEP;
@@ -226,7 +249,7 @@ struct Sweep {
         auto tile = [&](auto width, auto out, int n) __attribute__((always_inline)) {
           constexpr int C = decltype(width)::value;
           uvec h[C][GROUP] = {};
-          cells<C, STEP, FRESH>(h, g, xs + n, ys + n * PARTS, count);
+          cells<C, STEP, FRESH, CHAN>(h, g, xs + n, ys + n * PARTS, count);
 #pragma GCC unroll 8
           for (int c = 0; c < C; c++)
 #pragma GCC unroll 8
@@ -280,6 +303,7 @@ struct Sweep {
     ivec lo = low, hi = far, below_lo = {}, below_hi = count, forgotten = {};
     const ivec *values = logits + part;
     int stride = PARTS;
+    vec each = {}, from = {}, passed = {};
     for (int round = 0;; round++) {
       const ivec width = hi - lo;
       const mask open = less(keep, below_hi) & less(ivec{} + 1, width);
@@ -293,10 +317,14 @@ struct Sweep {
         a = lo + precise(rough(width) * (R)0.33);
         b = hi - precise(rough(width) * (R)0.33);
       } else {
-        const vec each = rough(width) / __builtin_convertvector(below_hi - below_lo, vec);
-        const vec at = __builtin_convertvector(keep - below_lo, vec) * each, margin = each * (R)(all ? 3 : 0.5);
-        a = lo + precise(at - margin);
-        b = lo + precise(at + margin);
+        if (round > 1) {
+          from = rough(lo);
+          passed = __builtin_convertvector(below_lo, vec);
+          each = rough(width) / __builtin_convertvector(below_hi - below_lo, vec);
+        }
+        const vec at = from + (__builtin_convertvector(keep, vec) - passed) * each, margin = each * (R)(all ? 6 : 0.5);
+        a = precise(at - margin);
+        b = precise(at + margin);
       }
       a = choose(open, least(most(a, lo + 1), hi - 1), hi);
       b = choose(open, least(most(b, a), hi - 1), hi);
@@ -304,6 +332,11 @@ struct Sweep {
       int left = 0;
       if (all && round) left = below<true>(values, stride, n, a, b, below_a, below_b);
       else below<false>(values, stride, n, a, b, below_a, below_b);
+      if (round == 0) {  // the density around the guess
+        from = rough(a);
+        passed = __builtin_convertvector(below_a, vec);
+        each = rough(b - a) / __builtin_convertvector(most(below_b - below_a, ivec{} + 1), vec);
+      }
       const mask few_a = less(below_a, keep), few_b = less(below_b, keep), within = few_a & ~few_b;
       hi = choose(few_a, choose(few_b, hi, b), a);
       below_hi = choose(few_a, choose(few_b, below_hi, below_b), below_a);
@@ -328,26 +361,32 @@ struct Sweep {
   // and, if some of them are to be chosen, the sums of all and of their squares.
   template <bool SOME>
   int gather(const uvec *sums, long stride, const Region &g, const uvec *y2, ivec far, ivec *low, ivec *count, vec *sum, vec *squares) {
-    int n = 0;
-    for (int k = 0; k < g.train_rows; k++)
-      for (int m = 0; m < g.train_cols; m++) {
+    ivec smallest[PARTS], some[PARTS] = {}, *next = logits;  // not in memory, where a compiler would fear that `logits` overwrites them
+    vec total[PARTS] = {}, total2[PARTS] = {};
+    for (ivec &v : smallest) v = far;
+    for (int k = 0; k < g.train_rows; k++) {
+      const uvec *s = sums + k * stride, *y = y2 + k * g.row_stride * PARTS;
+      const long step = g.col_stride * PARTS;
+      for (int m = g.train_cols; m > 0; m--, s += PARTS, y += step) {
         bool near = false;
 #pragma GCC unroll 4
         for (int part = 0; part < PARTS; part++) {
-          const ivec d = (ivec)(sums[k * stride + m * PARTS + part] + y2[(k * g.row_stride + m * g.col_stride) * PARTS + part]);
+          const ivec d = (ivec)(s[part] + y[part]);
           const mask in = less(d, far);
-          logits[n * PARTS + part] = d;
-          low[part] = least(d, low[part]);
+          next[part] = d;
+          smallest[part] = least(d, smallest[part]);
           near |= any(in);
           if (!SOME) continue;
           const vec f = rough(d);
-          count[part] = count_where(count[part], in);
-          sum[part] += f;
-          squares[part] += f * f;
+          some[part] = count_where(some[part], in);
+          total[part] += f;
+          total2[part] += f * f;
         }
-        n += near;
+        next += near ? PARTS : 0;
       }
-    return n;
+    }
+    for (int part = 0; part < PARTS; part++) low[part] = smallest[part], count[part] = some[part], sum[part] = total[part], squares[part] = total2[part];
+    return (next - logits) / PARTS;
   }
 
   void finish(const uvec *sums, long stride, const Region &g, const uvec *y2, long u, const Output &out) {
@@ -355,9 +394,8 @@ struct Sweep {
     const int all = g.train_rows * g.train_cols;
     I &best = out.best[u];
     const I before = best > never - cut ? never : best + cut;
-    ivec low[PARTS], count[PARTS] = {};
-    vec mean[PARTS] = {}, deviation[PARTS] = {};
-    for (ivec &v : low) v = ivec{} + never;
+    ivec low[PARTS], count[PARTS];
+    vec mean[PARTS], deviation[PARTS];
     const bool some = p.keep < all;
     int n = some ? gather<true>(sums, stride, g, y2, ivec{} + before, low, count, mean, deviation)
                  : gather<false>(sums, stride, g, y2, ivec{} + before, low, count, mean, deviation);
@@ -421,7 +459,7 @@ struct Sweep {
     for (int l = 0; l < out.valid; l++) total += weights[l];
   }
 
-  template <int STEP>
+  template <int STEP, int CHAN>
   void region(const Region &g, const Output &out) {
     const int span = (p.taps - 1) * STEP, K = g.train_rows, J = columns(K, g.cols, g.train_cols);
     const long length = row_length(g.train_cols);
@@ -436,14 +474,14 @@ struct Sweep {
             uvec *a = state + row * size;
             if (i >= STEP && k >= STEP) {
               const uvec *before = g.alone ? a : a - STEP * size;
-              add_row<STEP, false>(a, before, g, cols, g.x + j0 + (i + span) * g.x_row, g.y + (k + span) * g.y_row * PARTS, 1);
+              add_row<STEP, false, CHAN>(a, before, g, cols, g.x + j0 + (i + span) * g.x_row, g.y + (k + span) * g.y_row * PARTS, 1);
               continue;
             }
             // padding is zero: its products are nothing
             const int above = std::max(0, g.content0 - std::min(g.x_first + i, g.y_first + k)), r = (above + STEP - 1) / STEP * STEP;
             const int end = std::min(span + 1, g.content1 - std::max(g.x_first + i, g.y_first + k));
             const int count = std::max(0, (end - r + STEP - 1) / STEP);
-            add_row<STEP, true>(a, a, g, cols, g.x + j0 + (i + r) * g.x_row, g.y + (k + r) * g.y_row * PARTS, count);
+            add_row<STEP, true, CHAN>(a, a, g, cols, g.x + j0 + (i + r) * g.x_row, g.y + (k + r) * g.y_row * PARTS, count);
           }
           const uvec *y2 = g.y2 + (g.alone ? i * g.row_stride * PARTS : 0);
           for (int j = 0; j < cols; j++)
@@ -505,11 +543,11 @@ int run(const R *x, const R *y, const Problem &p, const int *rows, int n_rows, c
       state = std::max(state, (long)S::columns(1, M, M) * S::row_length(M));
     }
   const long turned = p.chan * plane + 4 * S::GROUP, positions = height * width;
-  const long vectors = state + (longest + 4) * S::GROUP + 4 * positions + plane + p.height * width + turned;
+  const long vectors = state + S::GROUP + (longest + 4) * S::GROUP + 4 * positions + plane + p.height * width + turned;
   uvec *memory = (uvec *)scratch(vectors * 64 + turned * sizeof(R)), *free_part = memory;
   if (!memory) return 1;
   auto take = [&](long n) { return (free_part += n * PARTS) - n * PARTS; };
-  S s{p, polynomial, cut, take(state), take((longest + 4) * S::GROUP), (typename S::ivec *)take(positions), (typename S::ivec *)take(positions), {}};
+  S s{p, polynomial, cut, take(state + S::GROUP), take((longest + 4) * S::GROUP), (typename S::ivec *)take(positions), (typename S::ivec *)take(positions), {}};
   uvec *pixels = take(plane), *sums = take(p.height * width), *y2 = take(positions), *own = take(positions);
   vec *y_turned = (vec *)take(turned) + 2 * S::GROUP * PARTS;
   R *x_turned = (R *)free_part;
@@ -557,7 +595,8 @@ int run(const R *x, const R *y, const Problem &p, const int *rows, int n_rows, c
           g = {x_turned + r[2] - r[0], y_turned, (long)h * w, w, (long)h * w, w, c1 - c0, 1, r[3] - r[2], r[1] - r[0], true,
                c0, c0, p.col0, p.col1, g.y2, 1, width, g.u};
         }
-        p.step == 1 ? s.template region<1>(g, out) : s.template region<2>(g, out);
+        if (p.step == 1) p.chan == 3 ? s.template region<1, 3>(g, out) : s.template region<1, 0>(g, out);
+        else p.chan == 3 ? s.template region<2, 3>(g, out) : s.template region<2, 0>(g, out);
       }
   }
   std::free(memory);
