@@ -340,8 +340,8 @@ struct Sweep {
       const mask few_a = less(below_a, keep), few_b = less(below_b, keep), within = few_a & ~few_b;
       hi = choose(few_a, choose(few_b, hi, b), a);
       below_hi = choose(few_a, choose(few_b, below_hi, below_b), below_a);
-      lo = choose(few_b, b, choose(few_a, a, lo));
-      below_lo = choose(few_b, below_b, choose(few_a, below_a, below_lo));
+      lo = choose(open & few_b, b, choose(open & few_a, a, lo));  // lanes that are done forget nothing
+      below_lo = choose(open & few_b, below_b, choose(open & few_a, below_a, below_lo));
       if (all && round && !any(open & ~within)) {
         values = kept;
         stride = 1;

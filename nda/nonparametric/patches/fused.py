@@ -120,7 +120,7 @@ class Format:
 
     @property
     def lanes(self) -> int:
-        """Train images in a vector register."""
+        """Train images side by side."""
         return 16 if self.narrow else 8
 
     def cut(self, patches: int, dtype: torch.dtype) -> int:
