@@ -161,10 +161,11 @@ def test_all_known_answers_can_be_said(published):
 
 
 def test_what_a_trace_costs_can_be_said(published):
-    cost = pd.DataFrame({"images": [10, 500], "ratio": [2.0, 30.5], "memory, GB": [0.5, 1.25]})
+    cost = {"images": [10, 500], "wall, s": [3.0, 40.5], "ratio": [2.0, 30.5]}
+    cost = pd.DataFrame(cost | {"memory, GB": [0.5, 1.25]})
     index = pd.DataFrame({"images": [500, 500], "top": [20, 20], "found": [20, 10]})
     said.say_trace(cost, index.assign(**{"owners": [2, 1], "owners found": [2, 0]}))
     expected = {"smallest": "10", "plain_times": "2.0", "folder": "500", "times": "30.5"}
-    expected |= {"folder_gb": "1.25", "asked": "2", "near": "75.0"}
+    expected |= {"folder_wall": "40.5", "folder_gb": "1.25", "asked": "2", "near": "75.0"}
     expected |= {"owners": "3", "owners_found": "2"}
     assert {name: text(published, name) for name in expected} == expected

@@ -273,7 +273,7 @@ def say_trace(cost: pd.DataFrame, index: pd.DataFrame) -> None:
         index: a row for each suspect that was compared with all images.
     """
     small, large, sums = cost.iloc[0], cost.iloc[-1], index.sum()
-    say(smallest=int(small["images"]), plain_times=small["ratio"])
-    say(folder=int(large["images"]), times=large["ratio"], folder_gb=large["memory, GB"])
+    say(smallest=int(small["images"]), plain_times=small["ratio"], times=large["ratio"])
+    say(folder=int(large["images"]), folder_wall=large["wall, s"], folder_gb=large["memory, GB"])
     say(asked=len(index), of=index["images"].iloc[0], near=100 * sums["found"] / sums["top"])
     say(owners=int(sums["owners"]), owners_found=int(sums["owners found"]))
