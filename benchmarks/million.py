@@ -86,7 +86,7 @@ def lds(store: Store, asked: Sequence[str] = ("val", "gen")) -> pd.DataFrame:
         queries = floats(queries) if queries.dtype == torch.uint8 else queries
         exact = store.kept(
             f"small-{which}",
-            lambda queries=queries: nda_scores(queries, train, config),
+            partial(nda_scores, queries, train, config),
             axes="query train",
             parameters={"settings": METHODS["nda_two_scale"].settings(parameters("small"))},
             inputs=working.sha256("train") | here.sha256(which),
@@ -210,7 +210,8 @@ def _recall(store: Store, count: int) -> pd.DataFrame:
     pairs = [(exact, masses.argsort(descending=True)) for exact, masses in map(store.load, names)]
     table = _recalls(pairs)
     spent = took["index"].mean() + table["candidates"] / count * took["all"].mean()
-    return table.assign(**{"query, CPU s": spent, "all, CPU s": took["all"].mean()})
+    table["query, CPU s"], table["all, CPU s"] = spent, took["all"].mean()
+    return table
 
 
 def _recalls(pairs: list[tuple[Tensor, Tensor]]) -> pd.DataFrame:

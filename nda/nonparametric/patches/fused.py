@@ -33,7 +33,7 @@ from nda.places import cache as cache_folder
 
 SOURCE = Path(__file__).with_name("fused.cpp")
 # Not -ffast-math: a library built with it makes the whole process flush small numbers to zero.
-FLAGS = (
+FLAGS: tuple[str, ...] = (
     "-O3",
     "-march=native",
     "-fno-math-errno",
