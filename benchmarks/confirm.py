@@ -28,7 +28,7 @@ import torch
 from nda.artefact.notebooks import defaults, find, parameters
 from nda.errors import InputError, check_choice
 from nda.evidence import tuning
-from nda.evidence.truth import check_results, record
+from nda.evidence.records import check_results, record
 from nda.methods import CLIP, METHODS, MODELS, Method
 from nda.rivals.bench import Bench
 from nda.store import Store

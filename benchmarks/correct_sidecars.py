@@ -12,12 +12,14 @@ and fingerprints say that they are the same. Dampings that were used cannot be d
 not recorded. A sidecar that is right already stays as it is, so that a second run does nothing.
 """
 
+from dataclasses import fields
 from typing import Any
 
 from nda.artefact import notebooks, release
 from nda.errors import InputError
 from nda.evidence.ablations import gradients
-from nda.evidence.truth import FAMILIES, REPORT, check_results, truth_inputs
+from nda.evidence.records import check_results
+from nda.evidence.truth import FAMILIES, REPORT, truth_inputs
 from nda.methods import METHODS, Method
 from nda.rivals.gradients import Readout
 from nda.rivals.projection import Projection
@@ -113,8 +115,8 @@ def gradient_ablations(results: Store) -> dict[str, Any]:
     said = results.info("ablations/gradients")["parameters"]
     readout = Readout(timesteps=said["timesteps"], noise_seed=said["noise_seed"])
     projection = Projection(said["projection_dim"]) if said["projection_dim"] else None
-    grid = {name: said[name] for name in ("ks", "dims", "shares")}
-    return gradients.record(readout, projection, **grid)
+    grid = gradients.Grid(**{field.name: said[field.name] for field in fields(gradients.Grid)})
+    return gradients.record(readout, projection, grid)
 
 
 def main() -> None:
@@ -130,7 +132,7 @@ def main() -> None:
             used = {key: sha256[key] for key in ("train", which, "recipe")}
             right[name] = {"inputs": results.sha256(f"masks/{family}") | used}
         elif kind == "ablations":
-            model = ("model", "recipe") if rest == "gradients" else ()
+            model = ("model", "recipe") if rest in ("gradients", "curvature") else ()
             used = {key: sha256[key] for key in ("train", *REPORT, *model)}
             right[name] = {"inputs": truth_inputs(results) | used}
         elif kind in ("gen", "model") or kind.startswith("model-"):

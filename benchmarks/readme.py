@@ -8,7 +8,8 @@ two disagree.
 
 from pathlib import Path
 
-from nda.evidence.truth import Truth, recorded_effects
+from nda.evidence.records import recorded_effects
+from nda.evidence.truth import Truth
 from nda.methods import WHICH
 from nda.report import headline
 from nda.store import Store

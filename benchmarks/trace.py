@@ -1,34 +1,38 @@
 """What does `nda trace` cost on a new folder, and what does the index miss?
 
     python benchmarks/trace.py [--images 1000 10000 50000] [--data cifar10] [--recall 20]
+        [--profile small]
 
 For each size it writes that many images to a folder of PNG files, runs the command on it with one
-suspect and an empty cache, and prints wall time, processor time, memory, the size of the page, and
-the ratio to the plain way: NDA of every query with all images, timed on two queries. Then, at the
-largest size, which of the 20 images with the largest shares, among all, are candidates.
+suspect and an empty cache, and notes wall time, processor time, memory, the size of the page, and
+the ratio to the plain way: NDA of every query with all images, timed on two queries. The ratio is
+one of processor seconds, which another process on the machine disturbs less. Then, at the largest
+size, which of the 20 images with the largest shares, among all, are candidates.
 
 What was measured is kept in the folder `benchmark` of the cache and not measured again; delete it
-to start anew. Without `--data` the images are smoothed noise.
+to start anew. Without `--data` the images are smoothed noise. The tables so far go to
+`data/results/<profile>/trace/` as `cost` and `recall`.
 """
 
 import argparse
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 
+import pandas as pd
 import torch
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from nda import rng
 from nda.data import images
 from nda.data.bank import Bank, floats
+from nda.data.folders import write_folder
 from nda.data.pixels import levels
 from nda.data.untrusted import Folder
 from nda.evidence.attribution import How, readable
@@ -43,6 +47,16 @@ from nda.store import Store
 HOW = How()
 QUERIES = 157  # of a run: held-out images, planted copies and a suspect
 TOP = 20
+UNITS = {"wall": "wall, s", "processor": "processors, s", "memory": "memory, GB"}
+UNITS |= {"page": "page, MB", "plain": "plain way, s"}
+# A process of its own starts the command: on Linux, the peak of a process counts that of the one
+# that started it, and this one holds all images.
+WATCH = """
+import os, subprocess, sys
+_, status, used = os.wait4(subprocess.Popen(sys.argv[1:]).pid, 0)
+print(used.ru_utime + used.ru_stime, used.ru_maxrss / 1e6)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
 
 
 def pictures(count: int, data: str | None) -> Tensor:
@@ -82,9 +96,7 @@ def folder(count: int, data: str | None, place: Path) -> Path:
     """
     made = place / f"images-{data or 'noise'}-{count}"
     if not (made / ".complete").exists():
-        made.mkdir(parents=True, exist_ok=True)
-        for n, picture in enumerate(tqdm(pictures(count, data), desc="writing images")):
-            Image.fromarray(picture.movedim(0, 2).numpy()).save(made / f"{n:06d}.png")
+        write_folder({f"{n:06d}": one for n, one in enumerate(pictures(count, data))}, made)
         (made / ".complete").touch()
     return made
 
@@ -122,14 +134,19 @@ def run(made: Path, suspect: Path, place: Path) -> dict[str, float]:
     for engine in cache().glob("fused-*.so"):
         shutil.copy(engine, empty)
     command = [sys.executable, "-m", "nda", "trace", str(made), str(suspect), "-o", str(report)]
-    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), perf_counter()
-    subprocess.run(command, env=os.environ | {"NDA_CACHE": str(empty)}, check=True)
-    took, after = perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+    started = perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-c", WATCH, *command],
+        env=os.environ | {"NDA_CACHE": str(empty)},
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    took = perf_counter() - started
+    processor, memory = map(float, done.stdout.split()[-2:])
     size = (report / "index.html").stat().st_size / 1e6
     for old in (empty, report):
         shutil.rmtree(old)
-    processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return {"wall": took, "processor": processor, "memory": after.ru_maxrss / 1e6, "page": size}
+    return {"wall": took, "processor": processor, "memory": memory, "page": size}
 
 
 def plain(made: Tensor, asked: Tensor) -> float:
@@ -140,13 +157,13 @@ def plain(made: Tensor, asked: Tensor) -> float:
         asked: queries, timed one by one.
 
     Returns:
-        Seconds for all queries of a run, from two of them and at most 500 images.
+        Processor seconds for all queries of a run, from two of them and at most 500 images.
     """
     some = floats(made[:500])
-    started = perf_counter()
+    started = process_time()
     for query in asked[:2]:
         partial_scores(floats(query)[None], some, HOW.config(25, flips=True))
-    return (perf_counter() - started) / 2 * len(made) / len(some) * QUERIES
+    return (process_time() - started) / 2 * len(made) / len(some) * QUERIES
 
 
 def exact_top(query: Tensor, bank: Bank) -> Tensor:
@@ -176,7 +193,7 @@ def exact_top(query: Tensor, bank: Bank) -> Tensor:
     return torch.stack([likely[order], (share[order] * 10_000).round().long()])
 
 
-def recall(made: Tensor, asked: Tensor, store: Store, name: str) -> str:
+def recall(made: Tensor, asked: Tensor, store: Store, name: str) -> Iterator[dict[str, int]]:
     """How many of the exact top 20 the index names.
 
     Args:
@@ -185,60 +202,64 @@ def recall(made: Tensor, asked: Tensor, store: Store, name: str) -> str:
         store: where exact results are kept.
         name: of the data.
 
-    Returns:
-        A sentence.
+    Yields:
+        For each suspect, how many of the top are candidates, and of those that own any pixel.
     """
     blank = ((1, 1),) * len(made)
     names = tuple(map(str, range(len(made))))
     bank = Bank.of(Folder(names, made, blank, names, ()))
     found = candidates(asked, bank.pixels, HOW.candidates)
-    near = total = owed = owing = 0
     for n, query in enumerate(tqdm(asked, desc="exact")):
         kept = f"exact/{name}-{len(made)}-{n}"
         if kept not in store:
             store.save(kept, exact_top(query, bank), axes="what image")
         top, share = store.load(kept)
-        there = torch.isin(top, found[n])
-        near, total = near + int(there.sum()), total + len(top)
-        owed, owing = owed + int(there[share > 0].sum()), owing + int((share > 0).sum())
-    return (
-        f"of the exact top {TOP} of {len(asked)} suspects {near} of {total} are candidates;"
-        f" of the images that any pixel is owed to, {owed} of {owing}"
-    )
+        there, owns = torch.isin(top, found[n]), share > 0
+        row = {"images": len(bank), "suspect": n, "top": len(top), "found": int(there.sum())}
+        yield row | {"owners": int(owns.sum()), "owners found": int((there & owns).sum())}
 
 
 def main() -> None:
-    """Print the table."""
+    """Print and write the tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--images", type=int, nargs="+", default=[1000, 10_000, 50_000])
     parser.add_argument("--data", help="a data set or folder, as `nda.data.images.load` takes it")
     parser.add_argument("--recall", type=int, default=20, help="suspects; 0 for none")
+    parser.add_argument("--profile", help="whose results to write to; default: none")
     options = parser.parse_args()
     name, place = Path(options.data or "noise").name, cache() / "benchmark"
     suspect = place / "suspect.png"
     place.mkdir(parents=True, exist_ok=True)
     asked = suspects(max(2, options.recall), options.data)
-    Image.fromarray(asked[0].movedim(0, 2).numpy()).save(suspect)
+    write_folder({suspect.stem: asked[0]}, place)
+    made = {"data": name, "candidates": HOW.candidates, "threads": torch.get_num_threads()}
+
+    def note(table: str, rows: list[dict]) -> None:
+        """What there is so far."""
+        shown = pd.DataFrame(rows).rename(columns=UNITS)
+        print(shown.to_string(index=False), flush=True)
+        if options.profile:
+            to = Store.results(options.profile)
+            if f"trace/{table}" in to:
+                to.delete(f"trace/{table}")
+            to.save(f"trace/{table}", shown, parameters=made | {"rows": len(rows)})
+
+    costs, recalls = [], []
     for count in options.images:
         result = place / f"{name}-{count}.json"
         if not result.exists():
-            made = folder(count, options.data, place)
-            took = run(made, suspect, place) | {
-                "plain": plain(pictures(count, options.data), asked)
-            }
+            took = run(folder(count, options.data, place), suspect, place)
+            took |= {"plain": plain(pictures(count, options.data), asked)}
             result.write_text(json.dumps(took))
         took = json.loads(result.read_text())
-        print(
-            f"{count:6d} images: {took['wall']:5.0f} s, {took['processor']:5.0f} s of processors,"
-            f" {took['memory']:4.1f} GB, page {took['page']:.1f} MB,"
-            f" {took['plain'] / took['wall']:.1f} times as fast as the plain way",
-            flush=True,
-        )
-    if options.recall:
-        every = pictures(max(options.images), options.data)
-        print(recall(every, asked[: options.recall], Store(place), name))
+        costs.append({"images": count} | took | {"ratio": took["plain"] / took["processor"]})
+        note("cost", costs)
+    every = pictures(max(options.images), options.data) if options.recall else asked[:0]
+    for row in recall(every, asked[: options.recall], Store(place), name):
+        recalls.append(row)
+        note("recall", recalls)
 
 
 if __name__ == "__main__":

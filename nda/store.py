@@ -37,6 +37,7 @@ NOTEBOOKS = {
     "losses": "03_subset_models",
     "curvature": "08_influence",
     "scores": _SCORED,
+    "ablations": "05_nda and 08b_settings",
     "effects": _SCORED,
     "counterfactual": "09_counterfactual",
     "known": "18_known_answers",

@@ -9,13 +9,16 @@ from functools import cache
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
 from nda import rng
 from nda.errors import InputError
 from nda.evidence import tuning
 from nda.evidence.ablations import gradients
-from nda.evidence.truth import lds_row, truths
+from nda.evidence.ablations.gradients import Grid, screened
+from nda.evidence.truth import gain_row, lds_row, truths
 from nda.model import outputs
 from nda.model.lean import UNet2DModel
 from nda.model.outputs import uniform_timesteps
@@ -27,8 +30,9 @@ from nda.rivals.projection import Projection
 from nda.store import Store
 
 READOUT = Readout("loss", uniform_timesteps(4), noise_seed=5)
-SETTINGS = {"ks": [2, 4], "dims": [16, 64], "shares": [0.25, 1.0]}
-FEW = {"ks": [2], "dims": [16], "shares": [0.25]}
+SCREENS = ["pixel_cosine", "nda_two_scale"]
+SETTINGS = Grid([2, 4], [16, 64], [0.25, 1.0], SCREENS, ["model-50", "model"])
+FEW = Grid([2], [16], [0.25])
 TRAIN, SUBSETS, DAS = 12, 10, "DAS as released"
 COUNTS = {"train": TRAIN, "val": 8, "gen": 5}
 HALF = {
@@ -65,11 +69,19 @@ def bench(store, results, model="a"):
     return Bench(store, {}, choose=tuning.chooser(results))
 
 
+def table(stage, grid, results):
+    return gradients.table(stage, READOUT, None, grid, results=results)
+
+
 def fill(folder):
-    """A working store with images and a results store with masks and losses of random subsets."""
+    """A working store with images, a checkpoint and the scores of NDA, and a results store with
+    masks and losses of random subsets."""
     store, results = Store(folder / "data"), Store(folder / "results")
     for kind, count in COUNTS.items():
         store.save(kind, draw(kind, count, 1, 4, 4), axes="image chan row col")
+        scores = draw(f"{kind} nda", count, TRAIN)
+        store.save(f"scores/nda_two_scale-{kind}", scores, axes="query train")
+    store.save("model-50", build("half").state_dict())
     for family in ("select", "report"):
         results.save(f"masks/{family}", draw(family, SUBSETS, TRAIN) > 0, axes="subset train")
         for kind in ("val", "gen"):
@@ -83,7 +95,7 @@ def home(tmp_path_factory):
     """The table, and the folder with all that it was computed from and all that was kept."""
     folder = tmp_path_factory.mktemp("gradient ablations")
     store, results = fill(folder)
-    return folder, gradients.table(bench(store, results), READOUT, **SETTINGS, results=results)
+    return folder, table(bench(store, results), SETTINGS, results)
 
 
 @pytest.fixture
@@ -269,37 +281,149 @@ def test_only_the_nearest_in_pixels_are_scored(home, method, output):
 
 
 def test_a_candidate_set_has_at_least_one_image_and_the_first_of_equals():
-    train = torch.ones(4, 1, 2, 2)
-    assert gradients.candidates(train[:1], train, 0.01).tolist() == [[True, False, False, False]]
-    assert gradients.candidates(train[:1], train, 0.5).tolist() == [[True, True, False, False]]
+    equal = torch.ones(1, 4)
+    assert gradients.candidates(equal, 0.01).tolist() == [[True, False, False, False]]
+    assert gradients.candidates(equal, 0.5).tolist() == [[True, True, False, False]]
 
 
 # ---- the table
 
 
 def test_every_setting_is_there_once_for_each_kind(home):
-    expected = []
-    for method in ("TRAK", "D-TRAK", DAS):
-        expected += [(f"K, {method}", k) for k in ("2", "4")]
-    for method in ("TRAK", "D-TRAK", DAS):
-        expected += [(f"damping, {method}", f"{damping:g}") for damping in DAMPINGS[::2]]
-    for method in ("TRAK", "D-TRAK"):
-        expected += [(f"projection, {method}", size) for size in ("16", "64", "none")]
-    for method in ("TRAK", "D-TRAK", DAS):
-        expected += [(f"up-blocks only, {method}", part) for part in ("all", "up-blocks")]
-    expected += [(f"length one, {DAS}", yes) for yes in ("no", "yes")]
-    for method in ("TRAK", "D-TRAK"):
-        expected += [(f"candidates, {method}", share) for share in ("0.25", "1")]
-    table = home[1]
-    assert list(zip(table["ablation"], table["setting"], table["queries"], strict=True)) == [
-        (*setting, kind) for setting in expected for kind in ("val", "gen")
+    three, dampings = ("TRAK", "D-TRAK", DAS), [f"{damping:g}" for damping in DAMPINGS[::2]]
+    tried = {"K": (three, ("2", "4")), "damping": (three, dampings)}
+    tried["projection"] = three, ("16", "64", "none")
+    tried["up-blocks only"] = three, ("all", "up-blocks")
+    tried["length one"] = ("D-TRAK", DAS), ("no", "yes")
+    tried["candidates"] = three, ("0.25", "1")
+    tried["candidates of raw pixels"] = tried["candidates of NDA"] = (DAS,), ("0.25", "1")
+    tried["checkpoint"] = three, ("50 %", "100 %")
+    tried["output"] = ("D-TRAK",), tuple(outputs.OUTPUTS)
+    assert list(
+        zip(*(home[1][column] for column in ("ablation", "setting", "queries")), strict=True)
+    ) == [
+        (f"{name}, {method}", setting, kind)
+        for name, (methods, settings) in tried.items()
+        for method in methods
+        for setting in settings
+        for kind in ("val", "gen")
     ]
 
 
+def test_lengths_are_ablated_at_the_largest_k_as_well():
+    found = list(gradients.variants(READOUT, None, replace(SETTINGS, ks=[4, 10])))
+    lengths = [row for row in found if "length one at K = 10" in row[0]]
+    assert [(name.rpartition(", ")[2], setting) for name, setting, *_ in lengths] == [
+        (method, setting) for method in ("D-TRAK", DAS) for setting in ("no", "yes")
+    ]
+    for name, setting, variant, in_use in lengths:
+        assert len(variant.readout.timesteps) == 10 and variant.residual == (DAS in name)
+        assert variant.readout == replace(in_use.readout, unit_norm=setting == "yes")
+        assert in_use.readout.unit_norm == (DAS in name)
+
+
 def test_columns_are_those_of_the_other_ablations(home):
-    truth = lds_row(draw("scores", COUNTS["val"], TRAIN), truths(Store(home[0] / "results"), "val"))
-    assert list(home[1]) == ["ablation", "setting", "queries", *truth]
-    assert home[1][list(truth)].notna().all(axis=None)
+    scores, known = (
+        draw("scores", COUNTS["val"], TRAIN),
+        truths(Store(home[0] / "results"), "val"),
+    )
+    columns = [*lds_row(scores, known), *gain_row(scores, scores, known)]
+    assert list(home[1]) == ["ablation", "setting", "queries", *columns]
+    assert home[1][columns].notna().all(axis=None)
+
+
+def test_what_is_in_use_gains_nothing_and_others_what_lies_between(home):
+    in_use = {
+        "K": "4",
+        "projection": "none",
+        "up-blocks only": "all",
+        "length one": {"D-TRAK": "no", DAS: "yes"},
+        "candidates": "1",
+        "candidates of raw pixels": "1",
+        "candidates of NDA": "1",
+        "checkpoint": "100 %",
+        "output": "output_norm",
+    }
+    for (name, kind), group in home[1].groupby(["ablation", "queries"]):
+        ablation, _, method = name.rpartition(", ")
+        if ablation == "damping":  # against the one that is chosen
+            value = row(home[1], f"K, {method}", "4", kind)["report"]
+        else:
+            own = in_use[ablation]
+            own = own[method] if isinstance(own, dict) else own
+            same = row(home[1], name, own, kind)
+            assert same["gain"] == same["gain_low"] == same["gain_high"] == 0
+            value = same["report"]
+        assert (group["report"] - value).to_numpy() == pytest.approx(group["gain"].to_numpy())
+        assert (group["gain_low"] <= group["gain"] + 1e-9).all()
+        assert (group["gain"] <= group["gain_high"] + 1e-9).all()
+
+
+@pytest.mark.parametrize("screen", SCREENS)
+def test_candidates_of_a_method_are_first_by_its_scores(home, screen):
+    results, near = Store(home[0] / "results"), {}
+    for kind in ("val", "gen"):
+        theirs = draw(f"{kind} nda", COUNTS[kind], TRAIN)
+        if screen == "pixel_cosine":
+            flat = [draw(k, COUNTS[k], 1, 4, 4).flatten(1) for k in (kind, "train")]
+            theirs = torch.cosine_similarity(flat[0][:, None], flat[1][None], dim=2)
+        near[kind] = [theirs[q].topk(3).indices.tolist() for q in range(COUNTS[kind])]
+    unit = replace(READOUT, model_output="output_mean", unit_norm=True)
+    errors = outputs.denoising_losses(
+        build("a"), draw("train", TRAIN, 1, 4, 4), timesteps=unit.timesteps
+    ).double()
+    residual = (errors.sqrt() / errors.sum(1, keepdim=True).sqrt()).mean(1)
+
+    def floored(scores, kind):
+        found = torch.zeros_like(scores)
+        for q, some in enumerate(near[kind]):
+            values = scores[q] * residual
+            found[q, some] = values[some] - min(values[i] for i in some)
+        return found
+
+    name = f"candidates of {gradients.SCREENS[screen]}, {DAS}"
+    assert_rows(home[1], name, "0.25", by_hand(results, unit, times=floored)[1])
+
+
+@given(st.integers(1, 6), st.integers(0, 99))
+def test_no_stranger_comes_before_a_candidate(count, seed):
+    source = rng.generator("strangers", seed)
+    scores, ranks = torch.randn(2, 3, 6, generator=source)
+    near = gradients.candidates(ranks, count / 6)
+    found = screened(scores, near, lowest=True)
+    assert near.sum(1).tolist() == [count] * 3
+    for query, old, candidate in zip(found, scores, near, strict=True):
+        assert (query[candidate] >= 0).all() and not query[~candidate].any()
+        assert torch.equal(query[candidate], old[candidate] - old[candidate].min())
+    zeroed = screened(scores, near, lowest=False)
+    assert torch.equal(zeroed[near], scores[near]) and not zeroed[~near].any()
+
+
+def test_a_checkpoint_has_its_own_gradients_and_errors(home, tmp_path):
+    shutil.copytree(home[0], tmp_path, dirs_exist_ok=True)
+    store, results = Store(tmp_path / "data"), Store(tmp_path / "results")
+    half = table(bench(store, results, "half"), FEW, results)
+    for method in ("TRAK", "D-TRAK", DAS):
+        for kind in ("val", "gen"):
+            found = row(home[1], f"checkpoint, {method}", "50 %", kind)
+            expected = row(half, f"checkpoint, {method}", "100 %", kind)
+            for column in ("select", "report", "low", "high", "report_centred"):
+                assert found[column] == pytest.approx(expected[column], abs=1e-6)
+
+
+def test_outputs_are_solved_as_d_trak_does(home):
+    results = Store(home[0] / "results")
+    for output in outputs.OUTPUTS:
+        expected = by_hand(results, replace(READOUT, model_output=output))[1]
+        assert_rows(home[1], "output, D-TRAK", output, expected)
+
+
+def test_candidates_of_scores_that_are_not_there_are_refused(home, tmp_path):
+    shutil.copytree(home[0], tmp_path, dirs_exist_ok=True)
+    store, results = Store(tmp_path / "data"), Store(tmp_path / "results")
+    store.delete("scores/nda_two_scale-val")
+    with pytest.raises(InputError, match="scores/nda_two_scale-val is missing"):
+        table(bench(store, results), SETTINGS, results)
 
 
 @pytest.mark.parametrize(
@@ -327,13 +451,11 @@ def test_the_setting_that_changes_nothing_is_the_same_everywhere(home, method, a
 
 def test_a_profiles_projection_is_in_every_variant_but_those_of_other_sizes():
     base = Projection(16)
-    for name, setting, variant in gradients.variants(READOUT, base, **SETTINGS):
+    found = list(gradients.variants(READOUT, base, SETTINGS))
+    for name, setting, variant, in_use in found:
         assert variant.projection == (Projection(64) if setting == "64" else base), name
-    sizes = [
-        setting
-        for name, setting, _ in gradients.variants(READOUT, base, **SETTINGS)
-        if name == "projection, TRAK"
-    ]
+        assert in_use.projection == base
+    sizes = [setting for name, setting, *_ in found if name == "projection, TRAK"]
     assert sizes == ["16", "64"]
 
 
@@ -344,11 +466,9 @@ def choices(store, results):
     """The damping of every variant."""
     found = {}
     stage = bench(store, results)
-    for name, setting, variant in gradients.variants(READOUT, **SETTINGS):
-        products = stage.collect(variant.readout, [variant.projection])[variant.projection]
-        found[name, setting] = gradients.tuned_scores(
-            stage, products, variant.readout, variant.share, dampings=variant.dampings
-        )[0]
+    for name, setting, variant, _ in gradients.variants(READOUT, None, SETTINGS):
+        made = stage.collect(variant.readout, [variant.projection], variant.weights)
+        found[name, setting] = gradients.tuned_scores(stage, made[variant.projection], variant)[0]
     return found
 
 
@@ -363,11 +483,11 @@ def test_the_damping_never_sees_the_report(home, world):
     before = choices(store, results)
     assert len(set(before.values())) > 3
     replaced(results, "losses/report-val", "losses/report-gen")
-    table = gradients.table(bench(store, results), READOUT, **SETTINGS, results=results)
+    after = table(bench(store, results), SETTINGS, results)
     assert choices(store, results) == before
     for column in ("select", "select_centred"):
-        assert table[column].equals(home[1][column])
-    assert not (table["report"] == home[1]["report"]).any()
+        assert after[column].equals(home[1][column])
+    assert not (after["report"] == home[1]["report"]).any()
 
 
 def test_the_damping_sees_the_choosing_half_of_the_queries_alone(world):
@@ -402,15 +522,16 @@ def test_gen_has_the_damping_of_val(home):
 
 def test_a_second_run_makes_no_features(home, world, calls):
     store, results = world
-    again = gradients.table(bench(store, results), READOUT, **SETTINGS, results=results)
+    again = table(bench(store, results), SETTINGS, results)
     assert not calls
     pd.testing.assert_frame_equal(again, home[1])
 
 
 def test_each_readout_is_passed_once_whatever_is_projected(tmp_path, calls):
     store, results = fill(tmp_path)
-    gradients.table(bench(store, results), READOUT, **FEW, results=results)
-    readouts = {variant.readout for _, _, variant in gradients.variants(READOUT, **FEW)}
+    table(bench(store, results), FEW, results)
+    every = gradients.variants(READOUT, None, FEW)
+    readouts = {variant.readout for _, _, *both in every for variant in both}
     assert len(calls) == 3 * len(readouts) and set(calls) == readouts
 
 
@@ -426,7 +547,7 @@ def test_only_what_is_missing_is_made(home, world, calls):
     assert len(lost) == 6
     for name in lost:
         store.delete(name)
-    again = gradients.table(bench(store, results), READOUT, **SETTINGS, results=results)
+    again = table(bench(store, results), SETTINGS, results)
     unit = Readout("output_mean", (0, 500), noise_seed=5, unit_norm=True)
     assert calls == [READOUT] * 3 + [unit] * 3 or calls == [unit] * 3 + [READOUT] * 3
     pd.testing.assert_frame_equal(again, home[1])
@@ -469,14 +590,14 @@ def test_nothing_is_reused_after_a_change(world, calls, change):
 
 def test_a_changed_model_makes_another_table(home, world, calls):
     store, results = world
-    again = gradients.table(bench(store, results, "b"), READOUT, **FEW, results=results)
+    again = table(bench(store, results, "b"), FEW, results)
     both = again.merge(
         home[1],
         on=["ablation", "setting", "queries"],
         suffixes=("", "_before"),
         validate="one_to_one",
     )
-    assert len(calls) == 3 * 10 and len(both) == len(again)
+    assert len(calls) == 3 * 16 and len(both) == len(again) - 8  # lengths at K = 2
     assert (both["report"] != both["report_before"]).mean() > 0.9
 
 
@@ -491,13 +612,14 @@ def test_at_most_the_train_features_are_held_when_others_are_made(tmp_path, monk
         return own
 
     monkeypatch.setattr(inner_products, "features", watched)
-    gradients.table(bench(store, results), READOUT, **FEW, results=results)
+    table(bench(store, results), FEW, results)
     assert set(held) == {(TRAIN, 0), (COUNTS["val"], 1), (COUNTS["gen"], 1)}
 
 
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [
+        ({"screens": ["likeness"]}, "screen must be one of .*'likeness'"),
         ({"shares": [0.5, 0]}, "shares of candidates must be above 0 and at most 1, not 0"),
         ({"shares": [1.5]}, "not 1.5"),
         ({"ks": [3]}, "must divide 1000"),
@@ -507,7 +629,7 @@ def test_at_most_the_train_features_are_held_when_others_are_made(tmp_path, monk
 def test_bad_settings_are_found_before_anything_is_computed(tmp_path, calls, changed, reason):
     store, results = fill(tmp_path)
     with pytest.raises(InputError, match=reason):
-        gradients.table(bench(store, results), READOUT, **SETTINGS | changed, results=results)
+        table(bench(store, results), replace(SETTINGS, **changed), results)
     assert not calls
 
 
@@ -515,4 +637,4 @@ def test_missing_images_name_their_notebook(tmp_path):
     store, results = fill(tmp_path)
     store.delete("gen")
     with pytest.raises(InputError, match="run notebook 02_diffusion_model first"):
-        gradients.table(bench(store, results), READOUT, **SETTINGS, results=results)
+        table(bench(store, results), SETTINGS, results)

@@ -12,7 +12,7 @@ from nda import rng
 from nda.evidence import lds
 from nda.evidence.ablations import nonparametric
 from nda.evidence.ablations.nonparametric import best_windows, kept_scores, settings, table, windows
-from nda.evidence.truth import lds_row, truths
+from nda.evidence.truth import gain_row, lds_row, truths
 from nda.nonparametric.config import NDAConfig, Scale
 from nda.nonparametric.scores import nda_scores
 from nda.store import Store
@@ -139,6 +139,22 @@ def test_windows_are_every_side_at_every_timestep_alone(coarse):
         assert a.config == replace(
             base, scales={a.timestep: (Scale(int(a.setting), coarse),)}, top_k=100
         )
+
+
+@pytest.mark.parametrize("base", [SINGLE, COARSE])
+def test_a_window_is_compared_with_that_of_the_base_at_its_timestep(base):
+    coarse = base is COARSE
+    timestep = next(iter(base.scales))
+    found = list(windows(base, [timestep, 999], [2], coarse=coarse))
+    scales = {timestep: base.scales[timestep]}
+    assert found[0].in_use == replace(base, scales=scales, top_k=100)
+    assert found[1].in_use is None
+
+
+def test_each_setting_is_compared_with_the_configuration_in_use():
+    in_use = {"largest timestep": replace(SINGLE, top_k=100), "scale_mix": TWO, "scales": TWO}
+    for a in settings(SINGLE, TWO, COARSE, mixes=MIXES, windows=WINDOWS):
+        assert a.in_use == in_use.get(a.name, SINGLE)
 
 
 @pytest.mark.parametrize("coarse", [False, True])
@@ -303,15 +319,19 @@ def test_the_table_has_a_row_for_every_ablation_and_kind(stores):
         *windows(SINGLE, [100], [3], coarse=False),
         *(a for a in settings(SINGLE, TWO, COARSE, mixes=(), windows={}) if a.name == "borders"),
     ]
-    found = table(tried, store=store, results=results, device=CPU)
-    assert found[["ablation", "setting", "queries"]].to_numpy().tolist() == [
+    rows = table(tried, store=store, results=results, device=CPU)
+    assert rows[["ablation", "setting", "queries"]].to_numpy().tolist() == [
         [a.name, a.setting, kind] for a in tried for kind in ("val", "gen")
     ]
-    assert found["timestep"].tolist()[:2] == [100, 100] and found["timestep"][2:].isna().all()
+    assert rows["timestep"].tolist()[:2] == [100, 100] and rows["timestep"][2:].isna().all()
     for (a, kind), row in zip(
-        [(a, kind) for a in tried for kind in ("val", "gen")], found.to_dict("records"), strict=True
+        [(a, kind) for a in tried for kind in ("val", "gen")], rows.to_dict("records"), strict=True
     ):
-        expected = lds_row(
-            nda_scores(store.load(kind), store.load("train"), a.config), truths(results, kind)
+        scores, in_use = (
+            nda_scores(store.load(kind), store.load("train"), config) if config else None
+            for config in (a.config, a.in_use)
         )
-        assert {name: row[name] for name in expected} == pytest.approx(expected)
+        expected = lds_row(scores, truths(results, kind))
+        expected |= gain_row(scores, in_use, truths(results, kind))
+        found = {name: row[name] for name in expected}
+        assert found == pytest.approx(expected, nan_ok=True, abs=1e-9)

@@ -37,6 +37,11 @@ def fill(folder: Path) -> Store:
     return store
 
 
+def halves() -> torch.Tensor:
+    """Two masks of the seven train images."""
+    return torch.arange(7)[None] % 2 == torch.arange(2)[:, None]
+
+
 def nda_blocks(folder: Path) -> Blocks:
     """Three blocks of two terms."""
     store = Store(folder)
@@ -168,8 +173,7 @@ def profile(tmp_path, monkeypatch):
     """A profile whose images, masks and model are there."""
     monkeypatch.setenv("NDA_HOME", str(tmp_path))
     fill(Store.working("tiny").folder)
-    masks = torch.arange(7)[None] % 2 == torch.arange(2)[:, None]
-    Store.results("tiny").save("masks/report", masks, axes="subset train")
+    Store.results("tiny").save("masks/report", halves(), axes="subset train")
     return {"block": 3, "overrides": {"top_k": 5}, "workers": 1}
 
 

@@ -1,5 +1,8 @@
 """p-values, thresholds and intervals: by hand, against scipy, and that they keep their promise."""
 
+import runpy
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,6 +12,8 @@ from scipy.stats import binomtest
 from nda import rng
 from nda.errors import InputError
 from nda.evidence.calibration import interval, p_value, rounded, threshold
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_p_by_hand():
@@ -62,3 +67,15 @@ def test_of_exchangeable_suspects_no_more_are_attributed_than_the_level_says():
 def test_rounding_decides_nothing():
     assert rounded(0.1 + 0.2) == rounded(0.3) == 0.3
     assert rounded(0.30004) == 0.3 and rounded(1 / 1024) == 0.001
+
+
+def test_the_benchmark_counts_every_split_once():
+    benchmark = runpy.run_path(str(ROOT / "benchmarks" / "calibration.py"))
+    inside, outside = [0.0] * 195 + [0.1] * 5, [0.0] * 396 + [0.05, 0.1, 0.2, 0.3]
+    rows = benchmark["rows"]("made up", inside, outside, 20)
+    assert [row["null"] for row in rows] == ["set aside"] * 2 + ["held out"] * 2
+    assert all(row["kept"] + row["below"] + row["over"] == row["splits"] == 20 for row in rows)
+    assert [row["of"] for row in rows] == [20 * 400] * 2 + [20 * 200] * 2
+    assert all(0 < row["false"] / row["of"] == row["rate"] <= 4 / 200 for row in rows)
+    certain = benchmark["rows"]("made up", [0.0] * 200, [0.5] * 400, 1)[0]
+    assert (certain["false"], certain["over"], certain["above"]) == (400, 1, 1)

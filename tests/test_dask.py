@@ -10,12 +10,16 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import test_blocks
+import test_counterfactual
 from test_fanout import done, fail, killed_once, write
 from test_retrain import payloads, prepare
 
 from nda import __main__, fanout
 from nda.artefact import notebooks
 from nda.errors import InputError
+from nda.evidence import counterfactual
+from nda.store import Store
 
 distributed = pytest.importorskip("distributed", reason="dask is not installed")
 CLUSTER = {"threads_per_worker": 1, "dashboard_address": None, "worker_dashboard_address": None}
@@ -106,6 +110,48 @@ def test_command_line_sends_the_tasks(tmp_path, on, whole, monkeypatch):
     command = ["retrain", "--profile", "tiny", "--engine", "dask", "--scheduler", on["scheduler"]]
     assert __main__.main([*command, "--task", "2"]) == 0 and len(payloads(plan)) == 1
     assert __main__.main(command) == 0 and payloads(plan) == whole
+
+
+def removals(folder):
+    """The plan of five models, most of them without some images."""
+    test_counterfactual.prepared(folder)
+    asked = {"curve_ks": [], "uncoupled_arm": "", "removal_arms": ["nda"], "removal_random": 1}
+    asked |= {"removal_queries": 2, "removal_targets": 2, "curve_queries": 2}
+    return counterfactual.plan(folder, test_counterfactual.GIVEN | asked)
+
+
+def test_removals_give_the_bytes_of_one_process(tmp_path, on, monkeypatch):
+    alone, plan = removals(tmp_path / "alone"), removals(tmp_path / "dask")
+    monkeypatch.setattr(notebooks, "plan", lambda *_, removals: plan if removals else None)
+    count, names = len(plan.members()), [member.name for member in plan.members()]
+    assert alone.run(workers=1) == count
+    command = ["retrain", "--removals", "--profile", "tiny", "--engine", "dask"]
+    assert __main__.main([*command, "--scheduler", on["scheduler"]]) == 0
+    made = (Store(folder).sha256(*names) for folder in (alone.folder, plan.folder))
+    assert next(made) == next(made) and plan.run(**on) == 0
+
+
+@pytest.mark.parametrize("method", ["nda", "gradient_cosine"])
+def test_blocks_of_images_give_the_bytes_of_one_process(tmp_path, on, monkeypatch, method):
+    dask = ["--engine", "dask", "--scheduler", on["scheduler"]]
+    command = ["attribute", "--profile", "tiny", "--method", method, "--block", "3"]
+    command += ["-p", "top_k=5", "-p", "gradient_timesteps=2"]
+    for home, engine in {"alone": ["--workers", "1"], "dask": dask}.items():
+        monkeypatch.setenv("NDA_HOME", str(tmp_path / home))
+        test_blocks.fill(Store.working("tiny").folder)
+        masks = test_blocks.halves()
+        Store.results("tiny").save("masks/report", masks, axes="subset train")
+        assert __main__.main([*command, *engine]) == 0
+    made = [
+        {
+            path.relative_to(home).as_posix(): path.read_bytes()
+            for path in home.rglob("*.safetensors")
+            if path.parent.parent.name != "products"  # they hold the seconds that they took
+        }
+        for home in (tmp_path / "alone", tmp_path / "dask")
+    ]
+    assert made[0] == made[1] and f"data/tiny/scores/{method}-val.safetensors" in made[0]
+    assert sum("parts/blocks" in name for name in made[0]) >= 5
 
 
 def test_workers_that_the_book_starts_under_slurm_have_one_thread():

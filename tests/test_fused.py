@@ -2,6 +2,7 @@
 does without a compiler."""
 
 import logging
+import platform
 
 import numpy
 import pytest
@@ -48,6 +49,14 @@ def assert_is_conv(queries, train, tolerance=None, **options):
         patch_posterior(queries, train, **options, engine=engine) for engine in ("fused", "conv")
     )
     assert_same(ours, theirs, tolerance or (1e-5 if train.dtype == torch.float32 else 1e-9))
+
+
+@pytest.fixture
+def fresh():
+    """No library is loaded, before and after."""
+    fused.compiled.cache_clear()
+    yield
+    fused.compiled.cache_clear()
 
 
 # ---- how the work is cut up
@@ -200,6 +209,38 @@ def test_windows_as_large_as_a_side(shape, rows):
             assert_is_conv(queries, train, timestep=200, rows=rows, **settings)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("top_k", [1, 10, 50, 99])
+def test_ties_in_some_images_and_none_in_others(top_k, dtype):
+    """Lanes that find their threshold at once wait for those that have to search."""
+    queries = random_images(2, 1, 10, 10, dtype=dtype)
+    train = random_images(40, 1, 10, 10, name="train", dtype=dtype)
+    train[::3] = train[::3].round()  # three levels only
+    train[::5] = train[::5].sign()
+    for timestep in (100, 500, 999):
+        for borders in ("match", "zero"):
+            options = {"patch": 1, "borders": borders, "top_k": top_k}
+            assert_is_conv(queries, train, timestep=timestep, **options)
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="x86-64 has variants")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("settings", [*SETTINGS, {"patch": 3, "top_k": 20}, {"patch": 1}])
+def test_instruction_sets_change_no_bit(settings, dtype, fresh, monkeypatch):
+    """AVX2 only, against all that this processor has."""
+    queries, train = (
+        random_images(2, 3, 8, 9, dtype=dtype),
+        random_images(37, 3, 8, 9, name="train", dtype=dtype),
+    )
+    options = {"noise": shared_noise(queries, 400, 0), "engine": "fused"} | settings
+    ours = [patch_posterior(queries, train, timestep=t, **options) for t in (50, 400)]
+    flags = ["-march=x86-64-v3" if "-march" in flag else flag for flag in fused.FLAGS]
+    monkeypatch.setattr(fused, "FLAGS", tuple(flags))
+    fused.compiled.cache_clear()
+    for timestep, expected in zip((50, 400), ours, strict=True):
+        assert_identical(patch_posterior(queries, train, timestep=timestep, **options), expected)
+
+
 # ---- number formats
 
 
@@ -317,14 +358,6 @@ def test_loading_the_engine_leaves_small_numbers_alone():
 
 
 # ---- building
-
-
-@pytest.fixture
-def fresh():
-    """No library is loaded, before and after."""
-    fused.compiled.cache_clear()
-    yield
-    fused.compiled.cache_clear()
 
 
 @pytest.fixture

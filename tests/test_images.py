@@ -438,3 +438,12 @@ def test_images_are_found_again_in_another_copy():
     assert torch.equal(fingerprints.fingerprints(pool)[wanted], prints)  # of each image alone
     with pytest.raises(InputError, match="1 of 3 images are not among the pixels, number 1 first"):
         fingerprints.locate(copy[order != 3], prints)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_written_folder_has_the_same_pixels(channels, tmp_path):
+    pictures = torch.arange(2 * channels * 16).reshape(2, channels, 4, 4).mul(2).byte()
+    made = folders.write_folder(dict(zip(("a", "b"), pictures, strict=True)), tmp_path / "new")
+    assert sorted(path.name for path in made.iterdir()) == ["a.png", "b.png"]
+    read = torch.stack([torch.tensor(folders.read(made / f"{n}.png")) for n in ("a", "b")])
+    assert torch.equal(read, pictures.expand(-1, 3, -1, -1).movedim(1, 3))

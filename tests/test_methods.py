@@ -13,7 +13,8 @@ import torch
 from nda import methods, rng
 from nda.artefact import notebooks
 from nda.errors import InputError
-from nda.evidence.truth import group_effects, record
+from nda.evidence.records import record
+from nda.evidence.truth import group_effects
 from nda.methods import CHECKPOINTS, IMAGES, METHODS, MODEL, Method, family, recorded
 from nda.model.outputs import uniform_timesteps
 from nda.nonparametric.config import NDAConfig

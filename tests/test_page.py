@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from made_up_trace import SCHEMA, made_up
 
 from nda.errors import InputError
-from nda.report.page import LISTED, page
+from nda.report.page import LISTED, Live, page
 
 NASTY = [
     "</script><script>alert(1)</script>",
@@ -204,3 +204,11 @@ def test_thumbnail_that_is_the_picture_is_sent_once():
         source["thumbnail"] = source["picture"]
     data = json.loads(Read(page(report)).scripts[1])
     assert all("thumbnail" not in source for source in data["sources"].values())
+
+
+def test_a_live_page_is_a_file_of_the_book_and_its_title_is_escaped(tmp_path):
+    file = tmp_path / "pages" / "trace-some.html"
+    shown = Live(made_up(), file, 'Suspects "<b>"')._repr_html_()
+    assert file.read_text(encoding="utf-8") == page(made_up())
+    assert shown.count("../../trace-some.html") == 2 and "<b>" not in shown
+    assert 'title="Suspects &#34;&lt;b&gt;&#34;"' in shown

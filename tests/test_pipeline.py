@@ -85,6 +85,7 @@ def test_find_is_unambiguous():
 
 def test_a_number_names_all_of_its_pages():
     assert notebooks.numbered("07") == ["07a_gradients", "07b_kernels", "07c_das"]
+    assert notebooks.numbered("08") == ["08_influence", "08b_settings"]
     assert notebooks.numbered("07b") == ["07b_kernels"] and notebooks.numbered("05") == ["05_nda"]
     for number in ("0", "77", ""):
         with pytest.raises(InputError, match="no single notebook"):

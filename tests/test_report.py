@@ -116,9 +116,11 @@ def test_heat_writes_every_number_into_its_cell():
 
 def test_settings_show_report_with_intervals_and_select():
     row = {"select": 5.0, "report": 4.0, "low": 1.0, "high": 6.0}
+    row |= {"gain": 0.0, "gain_low": 0.0, "gain_high": 0.0}
     rows = [
         {"ablation": name, "setting": setting, "queries": kind, **row}
         | ({"report": 2.0} if kind == "gen" else {})
+        | ({"gain": 1.0, "gain_low": -1.0, "gain_high": 2.0} if setting == "all" else {})
         for name, setting in (("top_k", "1"), ("top_k", "all"), ("borders", "zero"))
         for kind in ("val", "gen")
     ]
@@ -137,6 +139,10 @@ def test_settings_show_report_with_intervals_and_select():
     assert [tick.get_text() for tick in panel.get_xticklabels()] == ["1", "all"]
     assert [axes.get_title() for axes in figure.axes] == ["top_k", "borders"]
     assert panel.collections[0].get_segments()[0][:, 1].tolist() == [1, 6]
+    # the setting in use is bold, and what is not shown to differ from it hollow
+    weights = [tick.get_fontweight() for tick in panel.get_xticklabels()]
+    hollow = [line.get_xdata().tolist() for line in panel.lines if line.get_color() == "white"]
+    assert weights == ["bold", "normal"] and hollow == [[0.88], [1.12]]
 
 
 def test_gains_keep_the_order_of_their_rows():

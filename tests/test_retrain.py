@@ -16,8 +16,9 @@ from nda import fanout
 from nda.data import images
 from nda.data.subsets import keep_masks
 from nda.errors import InputError
+from nda.evidence.records import check_results
 from nda.evidence.retrain import Member, Plan
-from nda.evidence.truth import AXES, Truth, check_results
+from nda.evidence.truth import AXES, Truth
 from nda.model import outputs, training, unet
 from nda.store import Store, digest_json
 

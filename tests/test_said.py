@@ -118,8 +118,14 @@ def test_all_of_a_table_can_be_said(published):
 
 
 def test_all_of_an_ablation_can_be_said(published):
-    rows = [["K, TRAK", "1", "val", 20.0, 24.0], ["K, TRAK", "10", "val", 30.0, 22.0]]
-    said.say_settings(pd.DataFrame(rows, columns=["ablation", "setting", "queries", *FAMILIES]))
+    rows = [["K, TRAK", "1", "val", 20.0, 24.0, 2.0, 1.0, 3.5]]
+    rows += [["K, TRAK", "10", "val", 30.0, 22.0, 0.0, 0.0, 0.0]]
+    gains = ["gain", "gain_low", "gain_high"]
+    columns = ["ablation", "setting", "queries", *FAMILIES, *gains]
+    said.say_settings(pd.DataFrame(rows, columns=columns))
+    assert text(published, "k_trak_val_is_1_gain") == "2.0"
+    assert text(published, "k_trak_val_is_1_apart") == repr("[1.0,\u00a03.5]")
+    assert text(published, "k_trak_val_is_1_versus") == "'ahead of'"
     values = {name: text(published, f"k_trak_val_{name}") for name in ("most", "chosen", "is_10")}
     assert values == {"most": "24.0", "chosen": "22.0", "is_10": "22.0"}
     assert text(published, "k_trak_val_chosen_at") == "'10'"
@@ -152,3 +158,14 @@ def test_all_known_answers_can_be_said(published):
     row = {"method": "nda", "reading": "local", "case": "transplants", "iou": 61.5}
     said.say_known(pd.DataFrame([row | {"kind": "3/8 of the side, moved"}]), "_small")
     assert text(published, "nda_local_3_8_of_the_side_moved_iou_small") == "61.5"
+
+
+def test_what_a_trace_costs_can_be_said(published):
+    cost = {"images": [10, 500], "wall, s": [3.0, 40.5], "ratio": [2.0, 30.5]}
+    cost = pd.DataFrame(cost | {"memory, GB": [0.5, 1.25]})
+    index = pd.DataFrame({"images": [500, 500], "top": [20, 20], "found": [20, 10]})
+    said.say_trace(cost, index.assign(**{"owners": [2, 1], "owners found": [2, 0]}))
+    expected = {"smallest": "10", "plain_times": "2.0", "folder": "500", "times": "30.5"}
+    expected |= {"folder_wall": "40.5", "folder_gb": "1.25", "asked": "2", "near": "75.0"}
+    expected |= {"owners": "3", "owners_found": "2"}
+    assert {name: text(published, name) for name in expected} == expected

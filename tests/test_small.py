@@ -13,16 +13,10 @@ from nda import rng
 from nda.artefact import notebooks
 from nda.errors import InputError
 from nda.evidence import scorecard
-from nda.evidence.ablations import gradients
+from nda.evidence.ablations import curvature, gradients
 from nda.evidence.ablations.nonparametric import best_windows
-from nda.evidence.truth import (
-    FAMILIES,
-    REPORT,
-    Truth,
-    check_results,
-    recorded_effects,
-    truth_inputs,
-)
+from nda.evidence.records import check_results, recorded_effects
+from nda.evidence.truth import FAMILIES, REPORT, Truth, truth_inputs
 from nda.methods import CHECKPOINTS, METHODS, MODEL, recorded
 from nda.model.outputs import uniform_timesteps
 from nda.nonparametric.config import NDAConfig
@@ -59,6 +53,12 @@ def test_it_was_made_within_the_budget():
 def test_the_ceiling_of_validation_queries_is_high_enough(transform, least):
     _, ceiling = transform(Truth.load(SMALL, "report", "val")).seed_ceiling()
     assert 100 * ceiling >= least
+
+
+def test_no_verdict_of_a_trace_is_wrong_more_often_than_its_level():
+    rows = SMALL.load("trace/calibration")
+    assert {*rows["data"]} == {"mnist", "cifar10"} and rows["splits"].min() == 20
+    assert (rows["rate"] <= rows["level"]).all()
 
 
 @pytest.mark.parametrize("which", REPORT)
@@ -158,10 +158,13 @@ def test_ablations_are_recorded_as_their_notebooks_would_today():
         timesteps=uniform_timesteps(GIVEN["ablate_k"]), noise_seed=GIVEN["noise_seed"]
     )
     projection = Projection(dim) if (dim := GIVEN["projection_dim"]) else None
-    grid = {name: GIVEN[f"ablate_{name}"] for name in ("ks", "dims", "shares")}
-    made = gradients.record(readout, projection, **grid)
+    tried = [GIVEN[f"ablate_{name}"] for name in ("ks", "dims", "shares", "screens")]
+    grid = gradients.Grid(*tried, ["model-25", "model-50", "model-75", "model"])
+    made = gradients.record(readout, projection, grid)
     assert SMALL.info("ablations/gradients")["parameters"] == plain(made)
-    for name, more in {"nda": set(), "gradients": {"model", "recipe"}}.items():
+    assert SMALL.info("ablations/curvature")["parameters"] == plain(curvature.record(GIVEN))
+    model = {"model", "recipe"}
+    for name, more in {"nda": set(), "gradients": model, "curvature": model}.items():
         inputs, truth = SMALL.info(f"ablations/{name}")["inputs"], truth_inputs(SMALL)
         assert inputs.keys() == truth.keys() | {"train", *REPORT} | more
         assert truth.items() <= inputs.items()
@@ -175,7 +178,7 @@ def test_arrays_are_those_that_were_shipped():
         file.relative_to(SMALL.folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
         for file in files
     }
-    assert found == known and len(known) == 109
+    assert found == known and len(known) == 118
 
 
 def test_the_results_belong_together_and_say_so():

@@ -1,6 +1,7 @@
 """What retraining says: which queries count, how predictions are held against it, and whether
 results belong together."""
 
+import math
 from dataclasses import replace
 
 import pandas as pd
@@ -13,15 +14,14 @@ from nda import rng
 from nda.data.subsets import keep_masks
 from nda.errors import InputError
 from nda.evidence import lds
+from nda.evidence.records import check_results, record, recorded_effects
 from nda.evidence.truth import (
     FAMILIES,
     Truth,
-    check_results,
     find_results,
+    gain_row,
     group_effects,
     lds_row,
-    record,
-    recorded_effects,
     truths,
 )
 from nda.methods import METHODS, Result
@@ -187,6 +187,22 @@ def test_rows_have_both_families_plain_and_centred(results):
     assert (row["low"], row["high"]) == pytest.approx(
         tuple(100 * end for end in found["report"].interval(scores, resamples=20))
     )
+
+
+def test_gains_are_those_of_a_summary(results):
+    tried, in_use = normal(7, TRAIN, name="tried"), normal(7, TRAIN, name="in use")
+    found = truths(results, "val")
+    gain = gain_row(tried, in_use, found, resamples=30)
+    report = found["report"]
+    draws = report.bootstrap({"tried": tried, "in use": in_use}, resamples=30)
+    effects = {"in use": report.effects(in_use), "tried": report.effects(tried)}
+    table = lds.summary(effects, report.mean, draws, reference="in use").set_index("method")
+    assert gain == pytest.approx(table.loc["tried", list(gain)].to_dict())
+    apart = 100 * (draws["tried"] - draws["in use"])
+    assert gain["gain_low"] == pytest.approx(apart.quantile(0.025).item())
+    assert gain["gain_high"] == pytest.approx(apart.quantile(0.975).item())
+    assert list(gain_row(in_use, in_use, found, resamples=30).values()) == [0, 0, 0]
+    assert all(math.isnan(value) for value in gain_row(tried, None, found).values())
 
 
 # ---- bad input

@@ -9,7 +9,7 @@ from nda.artefact import notebooks
 from nda.checks import pick_device
 from nda.errors import InputError, check_choice
 from nda.evidence import tuning
-from nda.evidence.truth import record
+from nda.evidence.records import record
 from nda.methods import METHODS, Method
 from nda.nonparametric.blocks import Blocks
 from nda.nonparametric.config import NDAConfig

@@ -57,12 +57,13 @@ def numbered(number: str) -> list[str]:
     """The notebooks of a number.
 
     Args:
-        number: such as `"07"`, which has three; a longer beginning, such as `"07b"`, has one.
+        number: such as `"07"`, which has three, or `"08"`, of which one has no letter; a longer
+            beginning, such as `"07b"`, has one.
 
     Returns:
         Their stems.
     """
-    pages = [stem for stem in notebooks() if re.match(rf"{re.escape(number)}[a-z]_", stem)]
+    pages = [stem for stem in notebooks() if re.match(rf"{re.escape(number)}[a-z]?_", stem)]
     return pages or [find(number)]
 
 

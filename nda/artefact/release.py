@@ -12,7 +12,8 @@ from typing import Any
 from torch import Tensor
 
 from nda.data.pixels import levels
-from nda.evidence.truth import FAMILIES, check_results
+from nda.evidence.records import check_results
+from nda.evidence.truth import FAMILIES
 from nda.store import COPIED, VERSIONS, Store
 
 

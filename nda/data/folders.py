@@ -7,12 +7,15 @@ import tarfile
 import tempfile
 import warnings
 import zlib
+from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
 from PIL import Image, ImageOps
+from torch import Tensor
 from tqdm import tqdm
 
 from nda.data.pixels import Images, resize
@@ -128,6 +131,24 @@ def _by_class(base: Path) -> dict[str, list[Path]]:
         if path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in parts):
             found.setdefault(parts[0] if len(parts) > 1 else "unsorted", []).append(path)
     return found
+
+
+def write_folder(pictures: Mapping[str, UInt8[Tensor, "chan row col"]], folder: Path) -> Path:
+    """Pictures as PNG files.
+
+    Args:
+        pictures: in 256 levels, of one or three channels, by the names of their files without
+            suffix.
+        folder: where they go; it is made if need be. Files of the same names are replaced.
+
+    Returns:
+        The folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, picture in tqdm(pictures.items(), desc="writing images", delay=2):
+        rgb = picture.expand(3, -1, -1).movedim(0, 2).contiguous()
+        Image.fromarray(rgb.numpy()).save(folder / f"{name}.png")
+    return folder
 
 
 def read(path: Path | BytesIO) -> np.ndarray:

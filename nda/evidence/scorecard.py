@@ -15,7 +15,8 @@ from torch import Tensor
 
 from nda.errors import InputError
 from nda.evidence import lds
-from nda.evidence.truth import Truth, check_results, find_results, group_effects, recorded_effects
+from nda.evidence.records import check_results, recorded_effects
+from nda.evidence.truth import Truth, find_results, group_effects
 from nda.methods import recorded
 from nda.store import Store
 

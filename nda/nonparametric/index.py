@@ -87,7 +87,7 @@ def _nearest(queries: Tensor, train: Tensor, count: int, flips: bool) -> Int[Ten
     for start in tqdm(starts, desc="candidates", unit="block", leave=False, delay=2):
         found = [
             torch.cat([_patches(asked, block, flips), _wholes(whole, _views(block, flips))], 1)
-            for block in _pooled(train[start : start + TOGETHER]).split(size)
+            for block in pooled(train[start : start + TOGETHER]).split(size)
         ]
         # distance and number in one integer, so that there are no ties
         keys = torch.cat(found, 2).long() * NUMBERS
@@ -97,19 +97,26 @@ def _nearest(queries: Tensor, train: Tensor, count: int, flips: bool) -> Int[Ten
     return best % NUMBERS
 
 
-def _pooled(images: UInt8[Tensor, "..."]) -> Float[Tensor, "image chan row col"]:
+def pooled(images: UInt8[Tensor, "image chan _ _"]) -> Float[Tensor, "image chan row col"]:
+    """Images at 16 x 16 pixels.
+
+    Args:
+        images: in 256 levels.
+
+    Returns:
+        Whole numbers between -128 and 127.
+    """
     return F.adaptive_avg_pool2d(images.float(), SIDE).round() - 128
 
 
 def _asked(queries: Tensor) -> tuple[Float[Tensor, "query row dim"], Float[Tensor, "query whole"]]:
     """The patches that a query asks with, and the whole of it."""
-    pooled = _pooled(queries)
-    patches = F.unfold(pooled, PATCH, stride=STRIDE).mT
-    return patches, _small(pooled)
+    small = pooled(queries)
+    return F.unfold(small, PATCH, stride=STRIDE).mT, _small(small)
 
 
-def _small(pooled: Float[Tensor, "image chan row col"]) -> Float[Tensor, "image dim"]:
-    return F.adaptive_avg_pool2d(pooled, WHOLE).round().flatten(1)
+def _small(images: Float[Tensor, "image chan row col"]) -> Float[Tensor, "image dim"]:
+    return F.adaptive_avg_pool2d(images, WHOLE).round().flatten(1)
 
 
 def _patches(asked: Tensor, block: Tensor, flips: bool) -> Float[Tensor, "query row image"]:
@@ -122,10 +129,10 @@ def _patches(asked: Tensor, block: Tensor, flips: bool) -> Float[Tensor, "query 
     return found.T.unflatten(0, asked.shape[:2])
 
 
-def _views(pooled: Float[Tensor, "image chan row col"], flips: bool) -> Float[Tensor, "v image d"]:
+def _views(images: Float[Tensor, "image chan row col"], flips: bool) -> Float[Tensor, "v image d"]:
     """Images at 8 x 8 pixels, and their mirror images."""
     return torch.stack(
-        [_small(view) for view in ([pooled, pooled.flip(-1)] if flips else [pooled])]
+        [_small(view) for view in ([images, images.flip(-1)] if flips else [images])]
     )
 
 
@@ -157,7 +164,7 @@ def near_copies(
     Returns:
         For each query, their numbers.
     """
-    small = torch.cat([_views(_pooled(some), flips) for some in train.split(TOGETHER)], 1)
+    small = torch.cat([_views(pooled(some), flips) for some in train.split(TOGETHER)], 1)
     found = []
     for some in queries.split(TOGETHER):
         distances = _wholes(_asked(some)[1], small)[:, 0]

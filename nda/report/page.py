@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from nda.errors import InputError
 from nda.methods import METHODS
@@ -54,6 +54,32 @@ def page(report: Mapping[str, Any]) -> str:
             listed=LISTED,
         )
     )
+
+
+class Live:
+    """The page of a report as a file of the book, in a frame and with a link to it alone."""
+
+    def __init__(self, report: Mapping[str, Any], file: Path, title: str) -> None:
+        """Write the page.
+
+        Args:
+            report: as of `page`.
+            file: in `book/runs/pages/`, whose files are copied to the top of the built book.
+            title: what the page shows, in words.
+        """
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(page(report), encoding="utf-8")
+        where, title = f"../../{file.name}", escape(title)
+        self.html = (
+            f'<p><a href="{where}">{title}, on a page of its own</a></p>'
+            f'<iframe class="live" src="{where}" title="{title}" loading="lazy"></iframe>'
+        )
+
+    def _repr_html_(self) -> str:
+        return self.html
+
+    def __repr__(self) -> str:
+        return "a live page"
 
 
 @cache

@@ -308,10 +308,11 @@ def heat(tables: Mapping[str, pd.DataFrame], *, xlabel: str, unit: str) -> Figur
 
 def settings(rows: pd.DataFrame, *, columns: int = 3) -> Figure:
     """One panel per `ablation`: LDS on `report` with its interval against the settings, `val` dark
-    and `gen` pale; a dash, what `select` says of `val`.
+    and `gen` pale; a dash, what `select` says of `val`. Hollow points are not shown to differ from
+    the setting in use, whose name is bold: zero is in the interval of their `gain`.
 
     Args:
-        rows: of `nda.evidence.ablations.nonparametric.table`.
+        rows: of the `table` of a module in `nda.evidence.ablations`.
         columns: panels in a row.
 
     Returns:
@@ -331,12 +332,18 @@ def settings(rows: pd.DataFrame, *, columns: int = 3) -> Figure:
             panel.plot(
                 where, found["report"], "o", color=colour, markersize=6, label=f"{kind}, report"
             )
+            moved = (found["gain_low"] != 0) | (found["gain_high"] != 0)
+            hint = moved & (found["gain_low"] <= 0) & (found["gain_high"] >= 0)
+            if hint.any():
+                panel.plot(where[hint], found["report"][hint], "o", color="white", markersize=3.5)
             if kind == "val":
                 panel.plot(
                     found.index, found["select"], "_", color=INK, markersize=12, label="val, select"
                 )
                 turned = 30 if found["setting"].str.len().max() > 5 else 0
                 panel.set_xticks(found.index, found["setting"], fontsize=8, rotation=turned)
+                for tick, own in zip(panel.get_xticklabels(), ~moved, strict=True):
+                    tick.set_fontweight("bold" if own else "normal")
                 panel.set_xlim(-0.6, len(found) - 0.4)
         panel.axhline(0, **QUIET)
         panel.set_title(name, fontsize=10)

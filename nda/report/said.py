@@ -185,12 +185,14 @@ def say_settings(rows: pd.DataFrame) -> None:
     `top_k_val_least`, the best and the worst LDS on `report`, with their settings
     `top_k_val_most_at` and `top_k_val_least_at`, the distance `top_k_val_span`, what the choice on
     `select` is worth, `top_k_val_chosen`, with `top_k_val_chosen_at`, and one name for each
-    setting, such as `top_k_val_is_3`. In names of ablations everything but letters and digits
-    becomes an underscore: "K, TRAK" is `k_trak`.
+    setting, such as `top_k_val_is_3`. That setting's difference to the one in use is
+    `top_k_val_is_3_gain`, with its interval `top_k_val_is_3_apart` and the word
+    `top_k_val_is_3_versus`. In names of ablations everything but letters and digits becomes an
+    underscore: "K, TRAK" is `k_trak`.
 
     Args:
-        rows: a row per setting and kind of queries, columns ablation, setting, queries, select and
-            report, in percent.
+        rows: a row per setting and kind of queries, columns ablation, setting, queries, select,
+            report, gain, gain_low and gain_high, in percent.
     """
     said: dict[str, Any] = {}
     for (ablation, which), group in rows.groupby(["ablation", "queries"]):
@@ -204,7 +206,10 @@ def say_settings(rows: pd.DataFrame) -> None:
         for name, at in picks.items():
             said |= {f"{stem}_{name}": values.loc[at], f"{stem}_{name}_at": str(at)}
         said[f"{stem}_span"] = values.max() - values.min()
-        said |= {f"{stem}_is_{_slug(setting)}": value for setting, value in values.items()}
+        for row in group.to_dict("records"):
+            ends, name = (row["gain_low"], row["gain_high"]), f"{stem}_is_{_slug(row['setting'])}"
+            said |= {name: row["report"], f"{name}_gain": row["gain"]}
+            said |= {f"{name}_apart": interval(*ends), f"{name}_versus": versus(*ends)}
     say(**said)
 
 
@@ -258,3 +263,17 @@ def say_known(rows: pd.DataFrame, ending: str = "") -> None:
 
 def _slug(name: Any) -> str:
     return re.sub(r"\W+", "_", str(name).lower()).strip("_")
+
+
+def say_trace(cost: pd.DataFrame, index: pd.DataFrame) -> None:
+    """Give what `benchmarks/trace.py` measured to the sentences of the book.
+
+    Args:
+        cost: a row for each size of a folder, ascending.
+        index: a row for each suspect that was compared with all images.
+    """
+    small, large, sums = cost.iloc[0], cost.iloc[-1], index.sum()
+    say(smallest=int(small["images"]), plain_times=small["ratio"], times=large["ratio"])
+    say(folder=int(large["images"]), folder_wall=large["wall, s"], folder_gb=large["memory, GB"])
+    say(asked=len(index), of=index["images"].iloc[0], near=100 * sums["found"] / sums["top"])
+    say(owners=int(sums["owners"]), owners_found=int(sums["owners found"]))

@@ -11,7 +11,7 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from nda.methods import METHODS, Method
-from nda.report.said import interval
+from nda.report.said import interval, versus
 from nda.report.style import label
 
 
@@ -61,6 +61,32 @@ def table(
         last = {"LDS, %": f"{ceiling:.1f}", "95 % interval": brackets([low], [high])}
         blocks[name] = pd.concat([block, pd.DataFrame(last, index=["Seed ceiling"])]).fillna("")
     return pd.concat(blocks)
+
+
+def settings_in_use(rows: pd.DataFrame, which: str) -> pd.DataFrame:
+    """A table of ablations for a reader: what each setting scores, and its paired difference to the
+    setting in use. The verdict is "a hint" where the interval of the difference has zero inside.
+
+    Args:
+        rows: of the `table` of a module in `nda.evidence.ablations`.
+        which: the queries.
+
+    Returns:
+        One row per ablation and setting.
+    """
+    found = rows[rows["queries"] == which].set_index(["ablation", "setting"])
+    words = {"ahead of": "ahead", "behind": "behind", "not shown to differ from": "a hint"}
+    ends = list(zip(found["gain_low"], found["gain_high"], strict=True))
+    columns = {
+        "select": found["select"].map("{:.1f}".format),
+        "report": found["report"].map("{:.1f}".format),
+        "95 % interval": brackets(found["low"], found["high"]),
+        "centred": found["report_centred"].map("{:.1f}".format),
+        "gain": found["gain"].map("{:+.1f}".format),
+        "95 % interval of gain": brackets(found["gain_low"], found["gain_high"]),
+        "verdict": [words[versus(*pair)] if any(pair) else "in use" for pair in ends],
+    }
+    return pd.DataFrame(columns, found.index)
 
 
 def agreement(scores: Mapping[str, Float[Tensor, "query train"]]) -> pd.DataFrame:

@@ -210,22 +210,27 @@ class Bench:
             self._made[key] = value, perf_counter() - started
         return self._made[key]
 
-    def errors(self, timesteps: Sequence[int]) -> tuple[Float[Tensor, "train timestep"], float]:
+    def errors(
+        self, timesteps: Sequence[int], weights: str = "model"
+    ) -> tuple[Float[Tensor, "train timestep"], float]:
         """The model's squared errors on the train images, kept, and the seconds that they took.
 
         Args:
             timesteps: at which it predicts the noise.
+            weights: one of `checkpoints`.
 
         Returns:
             Errors per pixel, and seconds.
         """
-        name = f"parts/errors-k{len(timesteps)}-{digest_json(list(timesteps))[:8]}"
+        name = f"parts/errors-{weights}-k{len(timesteps)}-{digest_json(list(timesteps))[:8]}"
         errors = self.store.kept(
             name,
-            partial(denoising_losses, self.model(), self.images("train"), timesteps=timesteps),
+            partial(
+                denoising_losses, self.model(weights), self.images("train"), timesteps=timesteps
+            ),
             axes="train timestep",
             parameters={"timesteps": list(timesteps)},
-            inputs=self.store.sha256("train", "model"),
+            inputs=self.store.sha256("train", weights),
         )
         return errors.to(self.device), self.store.info(name)["seconds"]
 

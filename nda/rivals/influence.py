@@ -231,11 +231,18 @@ def curvature(bench: Bench, **settings: Any) -> tuple[dict[str, Tensor], float]:
     Returns:
         The fit, and the seconds that it took.
     """
-    name = f"curvature/{settings['kind']}-k{len(settings['timesteps'])}"
+    name = f"curvature/{_name(settings)}"
     fit = partial(fit_curvature, bench.model(), bench.images("train"), **settings)
     inputs = bench.store.sha256("model", "train")
     kept = bench.store.kept(name, fit, parameters=settings, inputs=inputs)
     return kept, bench.store.info(name)["seconds"]
+
+
+def _name(settings: Mapping[str, Any]) -> str:
+    """Of a fit, for a reader: what is not as the catalogue has it is said."""
+    changed = [settings[key] for key in ("fisher", "sharing")]
+    parts = [settings["kind"], f"k{len(settings['timesteps'])}"]
+    return "-".join(parts + [part for part in changed if part not in ("mc", "expand")])
 
 
 def curvature_scores(
@@ -255,7 +262,8 @@ def curvature_scores(
         Scores by damping, and seconds, those of the fit included.
     """
     fit, fitted = curvature(bench, **settings)
-    name = f"parts/{settings['kind']}-k{len(settings['timesteps'])}-{which}"
+    asked = "" if measurement == "loss" else f"-{measurement}"
+    name = f"parts/{_name(settings)}{asked}-{which}"
     make = partial(
         influence_scores,
         bench.model(),

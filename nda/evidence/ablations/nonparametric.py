@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from nda.evidence.truth import REPORT, lds_row, truths
+from nda.evidence.truth import REPORT, gain_row, lds_row, truths
 from nda.nonparametric.config import NDAConfig, Scale
 from nda.nonparametric.scores import nda_scores
 from nda.store import Store
@@ -20,12 +20,13 @@ from nda.store import Store
 
 @dataclass(frozen=True)
 class Ablation:
-    """One row: which setting was changed, to what, and the configuration that this makes.
-    `timestep` if it has a single one."""
+    """One row: which setting was changed, to what, the configuration that this makes, and the one
+    in use that it is compared with, if there is one. `timestep` if it has a single one."""
 
     name: str
     setting: str
     config: NDAConfig
+    in_use: NDAConfig | None
     timestep: int | None = None
 
 
@@ -33,10 +34,10 @@ def windows(
     base: NDAConfig, timesteps: Sequence[int], sides: Sequence[int], *, coarse: bool
 ) -> Iterator[Ablation]:
     """Every window at every timestep, alone, at the paper's `top_k`: what the window of a timestep
-    is chosen from.
+    is chosen from. In use is the window that `base` has there, if it has the timestep.
 
     Args:
-        base: the configuration that all else is taken from.
+        base: the configuration that all else is taken from, of this scale alone.
         timesteps: those that are tried.
         sides: windows that are tried, in pixels.
         coarse: at the coarse scale.
@@ -46,10 +47,14 @@ def windows(
     """
     name = "coarse window" if coarse else "window"
     for timestep in timesteps:
+        alone = partial(_alone, base, timestep)
+        in_use = alone(base.scales[timestep]) if timestep in base.scales else None
         for side in sides:
-            alone = {timestep: (Scale(side, coarse),)}
-            config = replace(base, scales=alone, top_k=NDAConfig.top_k)
-            yield Ablation(name, str(side), config, timestep)
+            yield Ablation(name, str(side), alone((Scale(side, coarse),)), in_use, timestep)
+
+
+def _alone(base: NDAConfig, timestep: int, scales: Sequence[Scale]) -> NDAConfig:
+    return replace(base, scales={timestep: scales}, top_k=NDAConfig.top_k)
 
 
 def best_windows(rows: pd.DataFrame, *, coarse: bool = False) -> dict[int, int]:
@@ -91,32 +96,37 @@ def settings(
     Yields:
         The ablations.
     """
+    wide = replace(full, top_k=NDAConfig.top_k)
     for last in windows:
         upto = {t: (Scale(side),) for t, side in windows.items() if t <= last}
-        yield Ablation(
-            "largest timestep", str(last), replace(full, scales=upto, top_k=NDAConfig.top_k)
-        )
+        yield Ablation("largest timestep", str(last), replace(wide, scales=upto), wide)
     for mix in mixes:
         mixed = {
             t: (replace(a, weight=mix), replace(b, weight=1 - mix))
             for t, (a, b) in both.scales.items()
         }
-        yield Ablation("scale_mix", f"{mix:g}", replace(both, scales=mixed))
+        yield Ablation("scale_mix", f"{mix:g}", replace(both, scales=mixed), both)
     scales = {"full": full, "coarse": coarse, "both": both, **_with_a_third(both)}
     for name, config in scales.items():
-        yield Ablation("scales", name, config)
+        yield Ablation("scales", name, config, both)
+    for name, setting, config in _one_scale(full):
+        yield Ablation(name, setting, config, full)
+
+
+def _one_scale(full: NDAConfig) -> Iterator[tuple[str, str, NDAConfig]]:
+    """What a posterior is made of."""
     for top_k in (1, 3, 10, 30, 100, None):
-        yield Ablation("top_k", "all" if top_k is None else str(top_k), replace(full, top_k=top_k))
+        yield "top_k", "all" if top_k is None else str(top_k), replace(full, top_k=top_k)
     for draws in (0, 1, 2, 4):
-        yield Ablation("noise draws", str(draws) if draws else "none", replace(full, draws=draws))
+        yield "noise draws", str(draws) if draws else "none", replace(full, draws=draws)
     for seed in (1, 2, 3):
-        yield Ablation("another noise", str(seed), replace(full, noise_seed=full.noise_seed + seed))
+        yield "another noise", str(seed), replace(full, noise_seed=full.noise_seed + seed)
     for borders in ("match", "zero"):
-        yield Ablation("borders", borders, replace(full, borders=borders))
+        yield "borders", borders, replace(full, borders=borders)
     for flips in (False, True):
-        yield Ablation("flips in the bank", "yes" if flips else "no", replace(full, flips=flips))
+        yield "flips in the bank", "yes" if flips else "no", replace(full, flips=flips)
     for temperature in (0.1, 0.3, 1.0, 3.0, 10.0):
-        yield Ablation("temperature", f"{temperature:g}", replace(full, temperature=temperature))
+        yield "temperature", f"{temperature:g}", replace(full, temperature=temperature)
 
 
 def _with_a_third(both: NDAConfig) -> dict[str, NDAConfig]:
@@ -180,14 +190,16 @@ def table(
         device: where posteriors are computed.
 
     Returns:
-        One row per ablation and kind of queries, with the columns of `lds_row`.
+        One row per ablation and kind of queries, with the columns of `lds_row` and of `gain_row`.
     """
     found: list[Mapping[str, Any]] = []
     known = {which: truths(results, which) for which in REPORT}
     for ablation in tqdm(ablations, desc="ablations", unit="setting", leave=False):
         said = {"ablation": ablation.name, "setting": ablation.setting}
         for which, truth in known.items():
-            scores = kept_scores(ablation.config, which, store, device)
+            kept = partial(kept_scores, which=which, store=store, device=device)
+            scores, base = kept(ablation.config), ablation.in_use
             names = said | {"timestep": ablation.timestep, "queries": which}
-            found.append(names | lds_row(scores, truth))
+            gains = gain_row(scores, kept(base) if base else None, truth)
+            found.append(names | lds_row(scores, truth) | gains)
     return pd.DataFrame(found)

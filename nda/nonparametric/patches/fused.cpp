@@ -1,4 +1,4 @@
-// Posterior masses of patches by box filters, 16 train images (8 in double precision) in the lanes of a vector.
+// Posterior masses of patches by box filters, 16 train images (8 in double precision) side by side.
 //
 // For a query patch u and a patch v of a train image at the same displacement, |x_u - y_v|^2 = |x_u|^2 + |y_v|^2 - 2 <x_u, y_v>. The first term is
 // the same for all v and cancels in the posterior. The second does not depend on the query. The third, along one displacement, is a box filter
@@ -15,6 +15,18 @@
 // of the train image; going from i to i+1 moves it down the diagonal, (i, k) -> (i+1, k+1). The sums of one query patch, over all k and m, are then there
 // at once, so that the best of them, their total and the sum of the `keep` largest weights per image need no further memory. Patches whose weight is below
 // 2^-cut of the best one so far are skipped. The coarse scale is the same on pooled images, with windows that take every second pixel (`step` = 2).
+// Where windows meet only their own position along one axis, there is one diagonal; along both axes, one displacement and an ordinary box filter.
+//
+// The 16 numbers of a pixel lie in one register with AVX-512, in two with AVX2, in four elsewhere. What is done to a number does not depend on that, nor
+// does the order of a sum, so that all instruction sets with fused multiply-add give the same bits.
+//
+// Operations per 16 pairs of patches (32 x 32 pixels, three channels, window 7, interior: 26 x 26 positions), in vectors of 16:
+//   sums        1.36 cells of (pixel of the query, pixel of the train image) at 6 multiply-adds, 1 conversion, 3 additions, and 0.76 at the ends of the
+//               diagonals, where sums begin, at 3 multiply-adds, 1 conversion, 1 addition: 17
+//   logits      1 addition, 1 minimum, 1 comparison, 1 count; to choose the largest, 1 conversion, 1 addition, 1 multiply-add for mean and variance: 7
+//   choosing    3.3 passes of 2 comparisons and 2 counts, of which 1.3 also collect what is in between, with 3 operations: 17
+//   weights     5 multiply-adds, 5 integer operations, 1 conversion, 1 minimum, 1 comparison, 3 additions: 16
+// Of these 57 the 10 multiply-adds of the sums are what nothing can save. benchmarks/engine.py times them against what a core can do.
 
 #include <algorithm>
 #include <cmath>
@@ -22,51 +34,96 @@
 #include <cstdlib>
 #include <cstring>
 #include <limits>
-#ifdef __AVX512F__
+#include <type_traits>
+#include <utility>
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
+#define NATIVE 64
 #include <immintrin.h>
+#elif defined(__AVX2__)
+#define NATIVE 32
+#include <immintrin.h>
+#else
+#define NATIVE 16
 #endif
 #ifdef __linux__
 #include <sys/mman.h>
 #endif
+#ifdef __x86_64__
+#define PIN(v) __asm__("" : "+v"(v))  // stays in its register: GCC would rather load it again for every product
+#else
+#define PIN(v)
+#endif
+#define INLINE inline __attribute__((always_inline))
 
 namespace {
+constexpr int PARTS = 64 / NATIVE;  // registers that hold the 16 (8) numbers of one pixel
+
 struct Narrow {
   using real = float;
   using whole = int32_t;
-  typedef float vec __attribute__((vector_size(64)));
-  typedef int32_t ivec __attribute__((vector_size(64)));
-  typedef uint32_t uvec __attribute__((vector_size(64)));
+  typedef float vec __attribute__((vector_size(NATIVE)));
+  typedef int32_t ivec __attribute__((vector_size(NATIVE)));
+  typedef uint32_t uvec __attribute__((vector_size(NATIVE)));
   static constexpr int lanes = 16, mantissa = 23, terms = 6;
 };
 
 struct Wide {
   using real = double;
   using whole = int64_t;
-  typedef double vec __attribute__((vector_size(64)));
-  typedef int64_t ivec __attribute__((vector_size(64)));
-  typedef uint64_t uvec __attribute__((vector_size(64)));
+  typedef double vec __attribute__((vector_size(NATIVE)));
+  typedef int64_t ivec __attribute__((vector_size(NATIVE)));
+  typedef uint64_t uvec __attribute__((vector_size(NATIVE)));
   static constexpr int lanes = 8, mantissa = 52, terms = 14;
 };
 
-inline Narrow::uvec nearest(Narrow::vec v) {
-#ifdef __AVX512F__
-  return (Narrow::uvec)_mm512_cvtps_epi32((__m512)v);
+// What differs between instruction sets. Comparisons give a mask: one bit per lane, or one lane of ones.
+#if NATIVE == 64
+INLINE Narrow::uvec nearest(Narrow::vec v) { return (Narrow::uvec)_mm512_cvtps_epi32((__m512)v); }
+INLINE Wide::uvec nearest(Wide::vec v) { return (Wide::uvec)_mm512_cvtpd_epi64((__m512d)v); }
+INLINE Narrow::vec fraction(Narrow::ivec d) { return (Narrow::vec)_mm512_cvtepi32_ps((__m512i)d); }
+INLINE Wide::vec fraction(Wide::ivec d) { return (Wide::vec)_mm512_cvtepi64_pd((__m512i)d); }
+INLINE __mmask16 less(Narrow::ivec a, Narrow::ivec b) { return _mm512_cmplt_epi32_mask((__m512i)a, (__m512i)b); }
+INLINE __mmask8 less(Wide::ivec a, Wide::ivec b) { return _mm512_cmplt_epi64_mask((__m512i)a, (__m512i)b); }
+INLINE Narrow::ivec choose(__mmask16 m, Narrow::ivec a, Narrow::ivec b) { return (Narrow::ivec)_mm512_mask_blend_epi32(m, (__m512i)b, (__m512i)a); }
+INLINE Wide::ivec choose(__mmask8 m, Wide::ivec a, Wide::ivec b) { return (Wide::ivec)_mm512_mask_blend_epi64(m, (__m512i)b, (__m512i)a); }
+INLINE Narrow::ivec count_where(Narrow::ivec n, __mmask16 m) { return (Narrow::ivec)_mm512_mask_sub_epi32((__m512i)n, m, (__m512i)n, _mm512_set1_epi32(-1)); }
+INLINE Wide::ivec count_where(Wide::ivec n, __mmask8 m) { return (Wide::ivec)_mm512_mask_sub_epi64((__m512i)n, m, (__m512i)n, _mm512_set1_epi64(-1)); }
+INLINE Narrow::vec add_where(Narrow::vec s, __mmask16 m, Narrow::vec w) { return (Narrow::vec)_mm512_mask_add_ps((__m512)s, m, (__m512)s, (__m512)w); }
+INLINE Wide::vec add_where(Wide::vec s, __mmask8 m, Wide::vec w) { return (Wide::vec)_mm512_mask_add_pd((__m512d)s, m, (__m512d)s, (__m512d)w); }
+INLINE bool any(int m) { return m != 0; }
+#else
+INLINE Narrow::uvec nearest(Narrow::vec v) {
+#if NATIVE == 32
+  return (Narrow::uvec)_mm256_cvtps_epi32((__m256)v);
 #else
   Narrow::ivec r;
-  for (int l = 0; l < Narrow::lanes; l++) r[l] = (int32_t)__builtin_rintf(v[l]);
+  for (int l = 0; l < Narrow::lanes / PARTS; l++) r[l] = (int32_t)__builtin_rintf(v[l]);
   return (Narrow::uvec)r;
 #endif
 }
-
-inline Wide::uvec nearest(Wide::vec v) {
-#ifdef __AVX512DQ__
-  return (Wide::uvec)_mm512_cvtpd_epi64((__m512d)v);
+INLINE Wide::vec fraction(Wide::ivec d) {  // 0 <= d < 2^52, put into the mantissa of 2^52
+  const double one = 0x1p52;
+  return (Wide::vec)(d | (Wide::ivec)(Wide::vec{} + one)) - one;
+}
+INLINE Wide::uvec nearest(Wide::vec v) {  // in two parts, of 2^30 and of 1, that adding 1.5 * 2^52 rounds
+  const Wide::vec big = Wide::vec{} + 0x1.8p52, high = v * 0x1p-30 + big, low = v - (high - big) * 0x1p30 + big;
+  return (((Wide::uvec)high - (Wide::uvec)big) << 30) + ((Wide::uvec)low - (Wide::uvec)big);
+}
+INLINE Narrow::vec fraction(Narrow::ivec d) { return __builtin_convertvector(d, Narrow::vec); }
+template <class I> INLINE I less(I a, I b) { return (I)(a < b); }
+template <class I> INLINE I choose(I m, I a, I b) { return m ? a : b; }
+template <class I> INLINE I count_where(I n, I m) { return n - m; }
+template <class V, class I> INLINE V add_where(V s, I m, V w) { return s + (V)(m & (I)w); }
+template <class I> INLINE bool any(I m) {
+#if NATIVE == 32
+  return _mm256_movemask_epi8((__m256i)m) != 0;
 #else
-  Wide::ivec r;
-  for (int l = 0; l < Wide::lanes; l++) r[l] = (int64_t)__builtin_rint(v[l]);
-  return (Wide::uvec)r;
+  long long r = 0;
+  for (unsigned l = 0; l < sizeof m / sizeof m[0]; l++) r |= m[l];
+  return r != 0;
 #endif
 }
+#endif
 
 struct Problem {
   int chan, height, width;  // of the padded (and pooled) images
@@ -82,8 +139,11 @@ struct Sweep {
   using vec = typename T::vec;
   using ivec = typename T::ivec;
   using uvec = typename T::uvec;
-  static constexpr int GROUP = 4, L = T::lanes;  // displacements that share a pass over the query's pixels
-  static constexpr long STATE = 1200000 / 64;    // vectors of state that stay in a second-level cache of 2 MB
+  using mask = decltype(less(ivec{}, ivec{}));
+  static constexpr int GROUP = 4, L = T::lanes;         // displacements that share a pass over the query's pixels
+  static constexpr int TILE = NATIVE == 64 ? 4 : 2;     // pixels at a time: TILE * GROUP sums fit the registers
+  static constexpr int ROUGH = T::mantissa > 23 ? 11 : 0;  // digits that a guess does not need: what is left fits a real's mantissa
+  static constexpr long STATE = 1300000 / 64;           // vectors of state that stay, all or nearly all, in the second-level cache
 
   // Windows of the query at `rows` x `cols` meet windows of the train image at `train_rows` x `train_cols`, all counted from the image's corner.
   struct Region {
@@ -91,6 +151,7 @@ struct Sweep {
     const vec *y;
     long x_chan, x_row, y_chan, y_row;
     int rows, train_rows, cols, train_cols;
+    bool alone;    // every row meets only its own
     int x_first, y_first, content0, content1;  // number of the first pixel row on either side; rows that are not padding
     const uvec *y2;
     long row_stride, col_stride;  // in the map of all positions
@@ -110,191 +171,321 @@ struct Sweep {
   const I cut;
   uvec *state, *line;
   ivec *logits, *kept;
+  vec guess[PARTS];  // how many standard deviations above the mean the `keep`-th logit was last
 
-  static long row_length(long train_cols) { return train_cols + 2 * (GROUP - 1); }  // displacements outside the image write into the margins
+  static long row_length(long train_cols) { return train_cols + GROUP - 1; }  // displacements outside the image write into the margins between rows
   static int columns(long train_rows, long cols, long train_cols) {
-    return (int)std::max(1l, std::min(cols, STATE / (train_rows * row_length(train_cols))));
+    const long most = std::max(1l, std::min(cols, STATE / (train_rows * row_length(train_cols)))), parts = (cols + most - 1) / most;
+    return (int)((cols + parts - 1) / parts);
   }
 
-  static bool any(ivec mask) {
-#ifdef __AVX512F__
-    return _mm512_test_epi64_mask((__m512i)mask, (__m512i)mask);
-#else
-    I r = 0;
-    for (int l = 0; l < L; l++) r |= mask[l];
-    return r;
-#endif
+  static INLINE vec rough(ivec d) {
+    if (ROUGH == 0) return __builtin_convertvector(d, vec);
+    return (vec)((d >> ROUGH) + (ivec)(vec{} + (R)0x1.8p52)) - (R)0x1.8p52;
   }
+  static INLINE ivec precise(vec v) { return (ivec)nearest(v) << ROUGH; }
+  static INLINE ivec least(ivec a, ivec b) { return a < b ? a : b; }
+  static INLINE ivec most(ivec a, ivec b) { return a > b ? a : b; }
 
-  vec weight(ivec d) const {  // 2^-d
-    const vec f = __builtin_convertvector(d & (((I)1 << p.bits) - 1), vec);
+  INLINE vec weight(ivec d) const {  // 2^-d
+    const vec f = fraction(d & (((I)1 << p.bits) - 1));
     vec w = f * polynomial[T::terms - 1] + polynomial[T::terms - 2];
     for (int i = T::terms - 3; i >= 0; i--) w = w * f + polynomial[i];
-    return (vec)((ivec)w - ((d >> p.bits) << T::mantissa));
+    return (vec)((uvec)w - (((uvec)d >> p.bits) << T::mantissa));
   }
 
-  // dst = src + horizontal sums of a new pair of pixel rows (- those of an old pair), at all displacements of columns.
-  template <int STEP, bool OLD>
-  void add_row(uvec *dst, const uvec *src, const Region &g, int J, const R *xn, const vec *yn, const R *xo, const vec *yo) {
-    const int M = g.train_cols, length = row_length(M), span = (p.taps - 1) * STEP;
-    for (int dx = 1 - J; dx < M; dx += GROUP) {
-      const int first = std::max(0, 1 - GROUP - dx), last = std::min(J, M - dx);
-      for (int c = first; c < last + span; c++) {
-        vec a[GROUP] = {};
-        for (int ch = 0; ch < p.chan; ch++) {
-          const vec *y = yn + ch * g.y_chan + c + dx;
-          const R x = xn[ch * g.x_chan + c];
+  // a += or -= the products of C neighbouring pixels of the query and those of the train image at GROUP displacements.
+  template <int C, bool MINUS>
+  static INLINE void multiply(vec (&a)[C][GROUP], const R *x, const vec *y) {
+    vec s[C + GROUP - 1];
+#pragma GCC unroll 8
+    for (int i = 0; i < C + GROUP - 1; i++) {
+      vec v = y[i * PARTS];
+      PIN(v);
+      s[i] = v;
+    }
+#pragma GCC unroll 8
+    for (int c = 0; c < C; c++)
+#pragma GCC unroll 8
+      for (int q = 0; q < GROUP; q++) a[c][q] = MINUS ? a[c][q] - x[c] * s[c + q] : a[c][q] + x[c] * s[c + q];
+  }
+
+  // The new row of windows: its products less those of the row that leaves, or the products of `count` rows if FRESH.
+  template <int C, int STEP, bool FRESH, int CHAN>
+  INLINE void cells(uvec (&h)[C][GROUP], const Region &g, const R *x, const vec *y, int count) const {
+    const long x_left = p.taps * STEP * g.x_row, y_left = p.taps * STEP * g.y_row * PARTS;
+    for (int n = 0; n < (FRESH ? count : 1); n++) {
+      vec a[C][GROUP] = {};
 #pragma GCC unroll 4
-          for (int q = 0; q < GROUP; q++) a[q] += x * y[q];
-          if (OLD) {
-            const vec *z = yo + ch * g.y_chan + c + dx;
-            const R w = xo[ch * g.x_chan + c];
-#pragma GCC unroll 4
-            for (int q = 0; q < GROUP; q++) a[q] -= w * z[q];
-          }
-        }
-#pragma GCC unroll 4
-        for (int q = 0; q < GROUP; q++) line[c * GROUP + q] = nearest(a[q]);
+      for (int ch = 0; ch < (CHAN ? CHAN : p.chan); ch++) {
+        const R *xn = x + ch * g.x_chan + n * STEP * g.x_row;
+        const vec *yn = y + (ch * g.y_chan + n * STEP * g.y_row) * PARTS;
+        multiply<C, false>(a, xn, yn);
+        if (!FRESH) multiply<C, true>(a, xn - x_left, yn - y_left);
       }
-      for (int phase = 0; phase < STEP; phase++) {
-        uvec h[GROUP] = {};
-        for (int c = first + phase; c < first + phase + span; c += STEP)
-          for (int q = 0; q < GROUP; q++) h[q] += line[c * GROUP + q];
-        for (int j = first + phase; j < last; j += STEP) {
-          const long at = (long)j * length + j + dx + GROUP - 1;
-#pragma GCC unroll 4
-          for (int q = 0; q < GROUP; q++) {
-            h[q] += line[(j + span) * GROUP + q];
-            dst[at + q] = src[at + q] + h[q];
-            h[q] -= line[j * GROUP + q];
-          }
-        }
-      }
+#pragma GCC unroll 8
+      for (int c = 0; c < C; c++)
+#pragma GCC unroll 8
+        for (int q = 0; q < GROUP; q++) h[c][q] = FRESH ? h[c][q] + nearest(a[c][q]) : nearest(a[c][q]);
     }
   }
 
-  // Per lane, tau such that `keep` of the n logits are below it, or fewer and `extra` of those that equal it are to be added: bisection by counting,
-  // guided by the counts. low: the smallest; far, count: a bound and how many are below; guess: distance of tau from low at the neighbouring patch.
-  ivec threshold(int n, ivec low, ivec far, ivec count, ivec &guess, ivec &extra) {
-    const I keep = p.keep;
-    const ivec never = ivec{} + std::numeric_limits<I>::max();
-    ivec lo = low, hi = far, below_lo = {}, below_hi = count, forgotten = {};
-    const ivec *values = logits;
-    for (int round = 0;; round++) {
-      ivec mid = hi;
-      long between = 0;
-      bool open = false;
-      for (int l = 0; l < L; l++) {
-        const I width = hi[l] - lo[l];
-        if (below_hi[l] <= keep || width <= 1) continue;
-        open = true;
-        between += below_hi[l] - below_lo[l];
-        I at = (I)((R)(keep - below_lo[l]) / (R)(below_hi[l] - below_lo[l]) * (R)width);
-        if (round % 4 == 3) at = width / 2;
-        if (round == 0 && guess[l] > 0) at = guess[l];
-        mid[l] = lo[l] + std::min<I>(std::max<I>(at, 1), width - 1);
+  // dst = src + horizontal sums of the new row of windows, at all displacements of columns: differences of running sums, which lie in `line`.
+  template <int STEP, bool FRESH, int CHAN>
+  void add_row(uvec *dst, const uvec *src, const Region &g, int J, const R *x, const vec *y, int count) {
+    constexpr int WIDE = FRESH ? 2 : TILE;
+    const int M = g.train_cols, span = (p.taps - 1) * STEP;
+    const long length = row_length(M), diagonal = (length + 1) * PARTS;
+    for (int part = 0; part < PARTS; part++)
+      for (int dx = 1 - J; dx < M; dx += GROUP) {
+        const int first = std::max(0, 1 - GROUP - dx), last = std::min(J, M - dx), stop = last - first + span;
+        const long at = (first * (length + 1) + dx + GROUP - 1) * PARTS + part;
+        const R *xs = x + first;
+        const vec *ys = y + (first + dx) * PARTS + part;
+        uvec *to = dst + at, sums[STEP][GROUP] = {};
+        const uvec *from = src + at;
+        uvec *l = (uvec *)line;
+        for (int q = 0; q < STEP * GROUP; q++) l[q] = uvec{};
+        auto tile = [&](auto width, auto out, int n) __attribute__((always_inline)) {
+          constexpr int C = decltype(width)::value;
+          uvec h[C][GROUP] = {};
+          cells<C, STEP, FRESH, CHAN>(h, g, xs + n, ys + n * PARTS, count);
+#pragma GCC unroll 8
+          for (int c = 0; c < C; c++)
+#pragma GCC unroll 8
+            for (int q = 0; q < GROUP; q++) {
+              uvec &sum = sums[c % STEP][q];
+              sum += h[c][q];
+              l[(n + c + STEP) * GROUP + q] = sum;
+              if (decltype(out)::value) {
+                const long k = (n + c - span) * diagonal + q * PARTS;
+                to[k] = (FRESH ? uvec{} : from[k]) + sum - l[(n + c - span) * GROUP + q];
+              }
+            }
+        };
+        auto stretch = [&](auto out, int n, int end) __attribute__((always_inline)) {
+          for (; n + WIDE <= end; n += WIDE) tile(std::integral_constant<int, WIDE>(), out, n);
+          if (WIDE > 2 && n + 2 <= end) tile(std::integral_constant<int, 2>(), out, n), n += 2;
+          if (n < end) tile(std::integral_constant<int, 1>(), out, n);
+        };
+        stretch(std::false_type(), 0, span);
+        stretch(std::true_type(), span, stop);
       }
-      if (!open) break;
-      if (2 * between < n) {  // most vectors hold nothing between lo and hi: go on with the others
-        int left = 0;
-        for (int v = 0; v < n; v++) {
-          const ivec d = values[v], in = (d >= lo) & (d < hi);
-          kept[left] = in ? d : never;
-          left += any(in);
+  }
+
+  // How many of n logits are below a, and below b; if COLLECT also those between, to `kept`, where nothing else counts. Returns their number.
+  template <bool COLLECT>
+  int below(const ivec *values, int stride, int n, ivec a, ivec b, ivec &below_a, ivec &below_b) {
+    const ivec never = ivec{} + std::numeric_limits<I>::max();
+    int left = 0;
+    ivec ca = {}, cb = {};
+    for (int v = 0; v < n; v++) {
+      const ivec d = values[v * stride];
+      const mask in_a = less(d, a), in_b = less(d, b);
+      ca = count_where(ca, in_a);
+      cb = count_where(cb, in_b);
+      if (COLLECT) {
+        const mask in = in_b & ~in_a;
+        kept[left] = choose(in, d, never);
+        left += any(in);
+      }
+    }
+    below_a += ca;
+    below_b += cb;
+    return left;
+  }
+
+  // Per lane, tau such that `keep` of the n logits are below it, or fewer and `extra` of those that equal it are to be added: by counting. The first
+  // guess are mean and standard deviation of the logits and where tau was between them at the last patch. The counts on both sides of it give
+  // the next, now narrow, and only the few logits in between are looked at from then on. low: the smallest; far, count: a bound and how many are below.
+  ivec threshold(int part, int n, ivec low, ivec far, ivec count, vec mean, vec deviation, ivec &extra) {
+    const ivec keep = ivec{} + (I)p.keep;
+    ivec lo = low, hi = far, below_lo = {}, below_hi = count, forgotten = {};
+    const ivec *values = logits + part;
+    int stride = PARTS;
+    vec each = {}, from = {}, passed = {};
+    for (int round = 0;; round++) {
+      const ivec width = hi - lo;
+      const mask open = less(keep, below_hi) & less(ivec{} + 1, width);
+      if (!any(open)) break;
+      ivec a, b;
+      const bool all = values != kept;
+      if (round == 0) {
+        a = precise(mean + (guess[part] - (R)0.08) * deviation);
+        b = precise(mean + (guess[part] + (R)0.08) * deviation);
+      } else if (round > 3 && round % 2) {
+        a = lo + precise(rough(width) * (R)0.33);
+        b = hi - precise(rough(width) * (R)0.33);
+      } else {
+        if (round > 1) {
+          from = rough(lo);
+          passed = __builtin_convertvector(below_lo, vec);
+          each = rough(width) / __builtin_convertvector(below_hi - below_lo, vec);
         }
+        const vec at = from + (__builtin_convertvector(keep, vec) - passed) * each, margin = each * (R)(all ? 6 : 0.5);
+        a = precise(at - margin);
+        b = precise(at + margin);
+      }
+      a = choose(open, least(most(a, lo + 1), hi - 1), hi);
+      b = choose(open, least(most(b, a), hi - 1), hi);
+      ivec below_a = forgotten, below_b = forgotten;
+      int left = 0;
+      if (all && round) left = below<true>(values, stride, n, a, b, below_a, below_b);
+      else below<false>(values, stride, n, a, b, below_a, below_b);
+      if (round == 0) {  // the density around the guess
+        from = rough(a);
+        passed = __builtin_convertvector(below_a, vec);
+        each = rough(b - a) / __builtin_convertvector(most(below_b - below_a, ivec{} + 1), vec);
+      }
+      const mask few_a = less(below_a, keep), few_b = less(below_b, keep), within = few_a & ~few_b;
+      hi = choose(few_a, choose(few_b, hi, b), a);
+      below_hi = choose(few_a, choose(few_b, below_hi, below_b), below_a);
+      lo = choose(open & few_b, b, choose(open & few_a, a, lo));  // lanes that are done forget nothing
+      below_lo = choose(open & few_b, below_b, choose(open & few_a, below_a, below_lo));
+      if (all && round && !any(open & ~within)) {
         values = kept;
+        stride = 1;
         n = left;
         forgotten = below_lo;
       }
-      ivec c = forgotten;
-      for (int v = 0; v < n; v++) c = values[v] < mid ? c + 1 : c;
-      const ivec enough = (c >= keep) & (hi > mid), few = (c < keep) & (lo < mid);
-      hi = enough ? mid : hi;
-      below_hi = enough ? c : below_hi;
-      lo = few ? mid : lo;
-      below_lo = few ? c : below_lo;
     }
-    guess = hi - low;
-    const ivec exact = below_hi <= keep;
-    extra = exact ? ivec{} : keep - below_lo;
-    return exact ? hi : lo;
+    const mask more = less(keep, below_hi);
+    extra = choose(more, keep - below_lo, ivec{});
+    const ivec tau = choose(more, lo, hi);
+    const vec z = (rough(tau) - mean) / deviation;
+    guess[part] = z > (R)-5 ? (z < (R)5 ? z : (R)5 + vec{}) : (R)-5 + vec{};
+    return tau;
   }
 
-  // All patches of this block for one query patch: its column of the state -> best, total, top.
-  void finish(const uvec *sums, long stride, const Region &g, long u, const Output &out, ivec &guess) {
-    const I never = std::numeric_limits<I>::max();
-    ivec low = ivec{} + never, *next = logits;
-    for (int k = 0; k < g.train_rows; k++)
-      for (int m = 0; m < g.train_cols; m++) {
-        const ivec d = (ivec)(sums[k * stride + m] + g.y2[k * g.row_stride + m * g.col_stride]);
-        *next++ = d;
-        low = d < low ? d : low;
+  // All logits of this block for one query patch, in its column of the state, less those that are `far` in every lane; the smallest, how many are not far,
+  // and, if some of them are to be chosen, the sums of all and of their squares.
+  template <bool SOME>
+  int gather(const uvec *sums, long stride, const Region &g, const uvec *y2, ivec far, ivec *low, ivec *count, vec *sum, vec *squares) {
+    ivec smallest[PARTS], some[PARTS] = {}, *next = logits;  // not in memory, where a compiler would fear that `logits` overwrites them
+    vec total[PARTS] = {}, total2[PARTS] = {};
+    for (ivec &v : smallest) v = far;
+    for (int k = 0; k < g.train_rows; k++) {
+      const uvec *s = sums + k * stride, *y = y2 + k * g.row_stride * PARTS;
+      const long step = g.col_stride * PARTS;
+      for (int m = g.train_cols; m > 0; m--, s += PARTS, y += step) {
+        bool near = false;
+#pragma GCC unroll 4
+        for (int part = 0; part < PARTS; part++) {
+          const ivec d = (ivec)(s[part] + y[part]);
+          const mask in = less(d, far);
+          next[part] = d;
+          smallest[part] = least(d, smallest[part]);
+          near |= any(in);
+          if (!SOME) continue;
+          const vec f = rough(d);
+          some[part] = count_where(some[part], in);
+          total[part] += f;
+          total2[part] += f * f;
+        }
+        next += near ? PARTS : 0;
       }
-    I least = low[0], &best = out.best[u];
+    }
+    for (int part = 0; part < PARTS; part++) low[part] = smallest[part], count[part] = some[part], sum[part] = total[part], squares[part] = total2[part];
+    return (next - logits) / PARTS;
+  }
+
+  void finish(const uvec *sums, long stride, const Region &g, const uvec *y2, long u, const Output &out) {
+    const I never = std::numeric_limits<I>::max();
+    const int all = g.train_rows * g.train_cols;
+    I &best = out.best[u];
+    const I before = best > never - cut ? never : best + cut;
+    ivec low[PARTS], count[PARTS];
+    vec mean[PARTS], deviation[PARTS];
+    const bool some = p.keep < all;
+    int n = some ? gather<true>(sums, stride, g, y2, ivec{} + before, low, count, mean, deviation)
+                 : gather<false>(sums, stride, g, y2, ivec{} + before, low, count, mean, deviation);
+    I smallest = never;
+    for (const ivec &v : low)
+      for (int l = 0; l < L / PARTS; l++) smallest = std::min<I>(smallest, v[l]);
     double &total = out.total[u];
-    vec &top = *(vec *)(out.top + (u * out.blocks + out.block) * L);
-    for (int l = 1; l < L; l++) least = std::min<I>(least, low[l]);
-    if (least < best) {
-      total *= std::exp2(-std::ldexp((double)best - (double)least, -p.bits));
-      best = least;
+    R *top = out.top + (u * out.blocks + out.block) * L;
+    if (smallest < best) {
+      total *= std::exp2(-std::ldexp((double)best - (double)smallest, -p.bits));
+      best = smallest;
     }
     out.reference[u * out.blocks + out.block] = best;
-    top = vec{};
     const I limit = best > never - cut ? never : best + cut;
-    if (least >= limit) return;
+    if (smallest >= limit) {
+      std::fill(top, top + L, (R)0);
+      return;
+    }
     const ivec far = ivec{} + limit, base = ivec{} + best;
-    ivec count = {};
-    int n = 0;
-    for (int v = 0; v < g.train_rows * g.train_cols; v++) {  // forget positions that matter in no lane
-      const ivec d = logits[v], in = d < far;
-      count = in ? count + 1 : count;
-      logits[n] = d;
-      n += any(in);
-    }
-    ivec tau = far, extra = {};
-    if (any(count > (I)p.keep)) tau = threshold(n, low, far, count, guess, extra);
-    vec sum = {};
-    for (int v = 0; v < n;) {
-      vec s = {}, t = {};  // short sums of floats, then sums of sums
-      for (const int stop = std::min(n, v + 32); v < stop; v++) {
-        const ivec d = logits[v];
-        const vec w = weight((d < far ? d : far) - base);
-        s += w;
-        t += d < tau ? w : vec{};
+    if (limit < before) {
+      int left = 0;
+      for (ivec &v : count) v = ivec{};
+      for (int v = 0; v < n; v++) {
+        bool near = false;
+        for (int part = 0; part < PARTS; part++) {
+          const ivec d = logits[v * PARTS + part];
+          const mask in = less(d, far);
+          count[part] = count_where(count[part], in);
+          logits[left * PARTS + part] = d;
+          near |= any(in);
+        }
+        left += near;
       }
-      sum += s;
-      top += t;
+      n = left;
     }
-    top += __builtin_convertvector(extra, vec) * weight(tau - base);
-    for (int l = 0; l < out.valid; l++) total += sum[l];
+    R weights[L];
+    for (int part = 0; part < PARTS; part++) {
+      ivec tau = far, extra = {};
+      if (some && any(less(ivec{} + (I)p.keep, count[part]))) {
+        const vec m = mean[part] / (R)all, variance = deviation[part] / (R)all - m * m;
+        vec d;
+        for (int l = 0; l < L / PARTS; l++) d[l] = std::sqrt(std::max(variance[l], (R)1));
+        tau = threshold(part, n, low[part], far, count[part], m, d, extra);
+      }
+      vec sum = {}, largest = {};
+      for (int v = 0; v < n;) {
+        vec s = {}, t = {};  // short sums of floats, then sums of sums
+        for (const int stop = std::min(n, v + 32); v < stop; v++) {
+          const ivec d = logits[v * PARTS + part];
+          const vec w = weight(least(d, far) - base);
+          s += w;
+          t = add_where(t, less(d, tau), w);
+        }
+        sum += s;
+        largest += t;
+      }
+      largest += fraction(extra) * weight(tau - base);
+      std::memcpy(top + part * (L / PARTS), &largest, sizeof largest);
+      std::memcpy(weights + part * (L / PARTS), &sum, sizeof sum);
+    }
+    for (int l = 0; l < out.valid; l++) total += weights[l];
   }
 
-  template <int STEP>
+  template <int STEP, int CHAN>
   void region(const Region &g, const Output &out) {
     const int span = (p.taps - 1) * STEP, K = g.train_rows, J = columns(K, g.cols, g.train_cols);
     const long length = row_length(g.train_cols);
-    auto content = [&](int row) { return row >= g.content0 && row < g.content1; };
+    for (vec &v : guess) v = vec{} - 1;
     for (int j0 = 0; j0 < g.cols; j0 += J) {
       const int cols = std::min(J, g.cols - j0);
-      const long size = cols * length;
-      const R *x = g.x + j0;
+      const long size = cols * length * PARTS;
       for (int phase = 0; phase < STEP; phase++)
         for (int i = phase; i < g.rows; i += STEP) {
-          for (int k = K - 1; k >= 0; k--) {
-            uvec *a = state + k * size;
+          for (int row = K - 1; row >= 0; row--) {
+            const int k = g.alone ? i : row;
+            uvec *a = state + row * size;
             if (i >= STEP && k >= STEP) {
-              const int old_i = i - STEP, old_k = k - STEP, new_i = i + span, new_k = k + span;
-              add_row<STEP, true>(a, a - STEP * size, g, cols, x + new_i * g.x_row, g.y + new_k * g.y_row, x + old_i * g.x_row, g.y + old_k * g.y_row);
+              const uvec *before = g.alone ? a : a - STEP * size;
+              add_row<STEP, false, CHAN>(a, before, g, cols, g.x + j0 + (i + span) * g.x_row, g.y + (k + span) * g.y_row * PARTS, 1);
               continue;
             }
-            std::memset((void *)a, 0, size * sizeof(uvec));
-            for (int r = 0; r <= span; r += STEP)  // padding is zero: its products are nothing
-              if (content(g.x_first + i + r) && content(g.y_first + k + r))
-                add_row<STEP, false>(a, a, g, cols, x + (i + r) * g.x_row, g.y + (k + r) * g.y_row, nullptr, nullptr);
+            // padding is zero: its products are nothing
+            const int above = std::max(0, g.content0 - std::min(g.x_first + i, g.y_first + k)), r = (above + STEP - 1) / STEP * STEP;
+            const int end = std::min(span + 1, g.content1 - std::max(g.x_first + i, g.y_first + k));
+            const int count = std::max(0, (end - r + STEP - 1) / STEP);
+            add_row<STEP, true, CHAN>(a, a, g, cols, g.x + j0 + (i + r) * g.x_row, g.y + (k + r) * g.y_row * PARTS, count);
           }
-          ivec guess = {};
+          const uvec *y2 = g.y2 + (g.alone ? i * g.row_stride * PARTS : 0);
           for (int j = 0; j < cols; j++)
-            finish(state + j * length + GROUP - 1, size, g, g.u + i * g.row_stride + (j0 + j) * g.col_stride, out, guess);
+            finish(state + (j * length + GROUP - 1) * PARTS, size, g, y2, g.u + i * g.row_stride + (j0 + j) * g.col_stride, out);
         }
     }
   }
@@ -309,31 +500,32 @@ void *scratch(size_t bytes) {
   return memory;
 }
 
-// Fixed-point |y_v|^2 at all positions, from one box filter over rows and one over columns.
-template <class S>
-void energies(const typename S::vec *y, const Problem &p, typename S::R scale, typename S::uvec *squares, typename S::uvec *sums, typename S::uvec *y2) {
-  using vec = typename S::vec;
+// Box sums at all positions of fixed-point numbers per pixel, `value(pixel, part)`: one filter over rows and one over columns.
+template <class S, class F>
+void boxes(F value, const Problem &p, typename S::uvec *pixels, typename S::uvec *sums, typename S::uvec *result) {
   using uvec = typename S::uvec;
   const long H = p.height, W = p.width, step = p.step, span = (p.taps - 1) * step, positions = W - span;
-  for (long i = 0; i < H * W; i++) {
-    vec v = {};
-    for (int ch = 0; ch < p.chan; ch++) v += y[ch * H * W + i] * y[ch * H * W + i];
-    squares[i] = nearest(v * scale);
-  }
+  for (long i = 0; i < H * W; i++)
+    for (int part = 0; part < PARTS; part++) pixels[i * PARTS + part] = value(i, part);
   auto box = [&](uvec *to, const uvec *from, long i, long stride, long to_stride) {  // the i-th sum along one axis
-    if (i >= step) return to[-step * to_stride] + from[span * stride] - from[-step * stride];
-    uvec v = {};
-    for (long r = 0; r <= span; r += step) v += from[r * stride];
-    return v;
+    for (int part = 0; part < PARTS; part++, to++, from++) {
+      if (i >= step) {
+        *to = to[-step * to_stride * PARTS] + from[span * stride * PARTS] - from[-step * stride * PARTS];
+        continue;
+      }
+      uvec v = {};
+      for (long r = 0; r <= span; r += step) v += from[r * stride * PARTS];
+      *to = v;
+    }
   };
   for (long r = 0; r < H; r++)
-    for (long j = 0; j < positions; j++) sums[r * positions + j] = box(sums + r * positions + j, squares + r * W + j, j, 1, 1);
+    for (long j = 0; j < positions; j++) box(sums + (r * positions + j) * PARTS, pixels + (r * W + j) * PARTS, j, 1, 1);
   for (long i = 0; i < H - span; i++)
-    for (long j = 0; j < positions; j++) y2[i * positions + j] = box(y2 + i * positions + j, sums + i * positions + j, i, positions, positions);
+    for (long j = 0; j < positions; j++) box(result + (i * positions + j) * PARTS, sums + (i * positions + j) * PARTS, i, positions, positions);
 }
 
-// x [chan, height, width], scaled by -2 * scale; y [block, chan, height, width, lane]; rows [n_rows, 4], cols [n_cols, 2]: ranges of positions
-// that meet, of the train image and then of the query. The outputs are those of `Output`.
+// x [chan, height, width], scaled by -2 * scale; y [block, chan, height, width, lane]; rows [n_rows, 5]: ranges of positions that meet, of the train
+// image and then of the query, and whether each meets only its own; cols [n_cols, 3]: one range for both, and the same. The outputs are those of `Output`.
 template <class T, class R = typename T::real, class I = typename T::whole>
 int run(const R *x, const R *y, const Problem &p, const int *rows, int n_rows, const int *cols, int n_cols, const R *polynomial, double scale, I cut,
         I *best, double *total, R *top, I *reference) {
@@ -345,40 +537,66 @@ int run(const R *x, const R *y, const Problem &p, const int *rows, int n_rows, c
   long state = 0;
   for (int a = 0; a < n_rows; a++)
     for (int b = 0; b < n_cols; b++) {
-      int K = rows[4 * a + 1] - rows[4 * a], M = cols[2 * b + 1] - cols[2 * b];
-      if (M == 1) std::swap(K, M);
+      int K = rows[5 * a + 4] ? 1 : rows[5 * a + 1] - rows[5 * a], M = cols[3 * b + 1] - cols[3 * b];
+      if (cols[3 * b + 2]) M = std::exchange(K, 1);
       state = std::max(state, (long)S::columns(K, M, M) * K * S::row_length(M));
+      state = std::max(state, (long)S::columns(1, M, M) * S::row_length(M));
     }
-  const long turned = p.chan * (span + 1l) * longest + 2 * S::GROUP, positions = height * width;
-  const long vectors = state + longest * S::GROUP + 3 * positions + plane + p.height * width + turned;
-  uvec *memory = (uvec *)scratch(vectors * sizeof(uvec) + turned * sizeof(R)), *free_part = memory;
+  const long turned = p.chan * plane + 4 * S::GROUP, positions = height * width;
+  const long vectors = state + S::GROUP + (longest + 4) * S::GROUP + 4 * positions + plane + p.height * width + turned;
+  uvec *memory = (uvec *)scratch(vectors * 64 + turned * sizeof(R)), *free_part = memory;
   if (!memory) return 1;
-  auto take = [&](long n) { return (free_part += n) - n; };
-  S s{p, polynomial, cut, take(state), take(longest * S::GROUP), (typename S::ivec *)take(positions), (typename S::ivec *)take(positions)};
-  uvec *squares = take(plane), *sums = take(p.height * width), *y2 = take(positions);
-  vec *y_turned = (vec *)take(turned) + S::GROUP;
+  auto take = [&](long n) { return (free_part += n * PARTS) - n * PARTS; };
+  S s{p, polynomial, cut, take(state + S::GROUP), take((longest + 4) * S::GROUP), (typename S::ivec *)take(positions), (typename S::ivec *)take(positions), {}};
+  uvec *pixels = take(plane), *sums = take(p.height * width), *y2 = take(positions), *own = take(positions);
+  vec *y_turned = (vec *)take(turned) + 2 * S::GROUP * PARTS;
   R *x_turned = (R *)free_part;
   for (int block = 0; block < blocks; block++) {
-    const vec *images = (const vec *)y + block * p.chan * plane;
-    energies<S>(images, p, (R)scale, squares, sums, y2);
+    const vec *images = (const vec *)y + block * p.chan * plane * PARTS;
+    boxes<S>([&](long i, int part) {
+      vec v = {};
+      for (int ch = 0; ch < p.chan; ch++) {
+        const vec w = images[(ch * plane + i) * PARTS + part];
+        v += w * w;
+      }
+      return nearest(v * (R)scale);
+    }, p, pixels, sums, y2);
+    bool own_known = false;
     const typename S::Output out{best, total, top, reference, blocks, block, std::min(L, p.images - block * L)};
     for (int a = 0; a < n_rows; a++)
       for (int b = 0; b < n_cols; b++) {
-        const int *r = rows + 4 * a, c0 = cols[2 * b], c1 = cols[2 * b + 1], W = p.width;
-        typename S::Region g{x + (long)r[2] * W + c0, images + (long)r[0] * W + c0, plane, W, plane, W, r[3] - r[2], r[1] - r[0], c1 - c0, c1 - c0,
-                             r[2], r[0], p.row0, p.row1, y2 + r[0] * width + c0, width, 1, r[2] * width + c0};
-        if (c1 - c0 == 1 && r[1] - r[0] > 1) {  // a column: turned into a row, since a row keeps all displacements busy
-          const int h = span + 1, w = r[1] - r[0] + span;
+        const int *r = rows + 5 * a, c0 = cols[3 * b], c1 = cols[3 * b + 1], W = p.width;
+        const bool r_alone = r[4], c_alone = cols[3 * b + 2];
+        typename S::Region g{x + (long)r[2] * W + c0, images + ((long)r[0] * W + c0) * PARTS, plane, W, plane, W,
+                             r[3] - r[2], r_alone ? 1 : r[1] - r[0], c1 - c0, c1 - c0, r_alone,
+                             r[2], r[0], p.row0, p.row1, y2 + (r[0] * width + c0) * PARTS, width, 1, r[2] * width + c0};
+        if (r_alone && c_alone) {  // displacement 0 only: the box sums of the products of pixels
+          if (!own_known)
+            boxes<S>([&](long i, int part) {
+              vec v = {};
+              for (int ch = 0; ch < p.chan; ch++) v += x[ch * plane + i] * images[(ch * plane + i) * PARTS + part];
+              return nearest(v);
+            }, p, pixels, sums, own);
+          own_known = true;
+          g.train_cols = 1;
+          for (int i = r[2]; i < r[3]; i++)
+            for (int j = c0; j < c1; j++) s.finish(own + (i * width + j) * PARTS, 0, g, y2 + (i * width + j) * PARTS, i * width + j, out);
+          continue;
+        }
+        if (c_alone) {  // columns turned into rows, since a row keeps all displacements busy
+          const int h = c1 - c0 + span, w = r[1] - r[0] + span;
           for (int ch = 0; ch < p.chan; ch++)
             for (int i = 0; i < h; i++)
               for (int j = 0; j < w; j++) {
-                y_turned[(ch * h + i) * w + j] = images[ch * plane + (long)(r[0] + j) * W + c0 + i];
+                for (int part = 0; part < PARTS; part++)
+                  y_turned[((ch * h + i) * w + j) * PARTS + part] = images[(ch * plane + (long)(r[0] + j) * W + c0 + i) * PARTS + part];
                 x_turned[(ch * h + i) * w + j] = x[ch * plane + (long)(r[0] + j) * W + c0 + i];
               }
-          g = {x_turned + r[2] - r[0], y_turned, (long)h * w, w, (long)h * w, w, 1, 1, r[3] - r[2], r[1] - r[0],
+          g = {x_turned + r[2] - r[0], y_turned, (long)h * w, w, (long)h * w, w, c1 - c0, 1, r[3] - r[2], r[1] - r[0], true,
                c0, c0, p.col0, p.col1, g.y2, 1, width, g.u};
         }
-        p.step == 1 ? s.template region<1>(g, out) : s.template region<2>(g, out);
+        if (p.step == 1) p.chan == 3 ? s.template region<1, 3>(g, out) : s.template region<1, 0>(g, out);
+        else p.chan == 3 ? s.template region<2, 3>(g, out) : s.template region<2, 0>(g, out);
       }
   }
   std::free(memory);

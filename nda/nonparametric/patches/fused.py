@@ -33,7 +33,7 @@ from nda.places import cache as cache_folder
 
 SOURCE = Path(__file__).with_name("fused.cpp")
 # Not -ffast-math: a library built with it makes the whole process flush small numbers to zero.
-FLAGS = (
+FLAGS: tuple[str, ...] = (
     "-O3",
     "-march=native",
     "-fno-math-errno",
@@ -120,7 +120,7 @@ class Format:
 
     @property
     def lanes(self) -> int:
-        """Train images in a vector register."""
+        """Train images side by side."""
         return 16 if self.narrow else 8
 
     def cut(self, patches: int, dtype: torch.dtype) -> int:
@@ -348,11 +348,13 @@ def _integers(
     problem = [*x.shape, windows.taps, windows.step, keep, bits, images]
     edge = windows.before - windows.step + 1  # what comes before it is padding
     problem += [edge, windows.before + windows.height, edge, windows.before + windows.width]
-    vertical, across = windows.bands()
+    vertical, across = windows.groups()
     meeting = [
-        (b.start, b.stop, max(b.start, rows.start), min(b.stop, rows.stop)) for b in vertical
+        (*((b.start, b.stop) if together else (start, stop)), start, stop, not together)
+        for b, together in vertical
+        if (start := max(b.start, rows.start)) < (stop := min(b.stop, rows.stop))
     ]
-    ranges = [m for m in meeting if m[2] < m[3]], [(b.start, b.stop) for b in across]
+    ranges = meeting, [(b.start, b.stop, not together) for b, together in across]
     return [np.array(values, np.int32) for values in (problem, *ranges)]
 
 
