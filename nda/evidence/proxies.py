@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nda.evidence import tuning
-from nda.evidence.truth import truths
+from nda.evidence.truth import truth_inputs, truths
 from nda.methods import METHODS, WHICH, Method
 from nda.model import training
 from nda.model.unet import Recipe
@@ -137,11 +137,11 @@ def table(
         own = place.info("model")["seconds"] if proxy.share and not _kept(proxy) else 0.0
         for method in methods:
             for which in WHICH:
-                found = METHODS[method.key].score(bench, which, **method.variant)
-                scores.setdefault((method.name, which), {})[proxy.name] = found.scores
+                name = _score(bench, place, results, parameters, method, which)
+                scores.setdefault((method.name, which), {})[proxy.name] = place.load(name)
                 row = {"proxy": proxy.name, "method": method.name, "queries": which}
-                row |= {"parameters": size, "training": own, "scoring": found.seconds}
-                rows.append(row | {"damping": found.choice and found.choice.damping})
+                row |= {"parameters": size, "training": own}
+                rows.append(row | place.info(name)["notes"])
     judged = {
         (method, which): truths(results, which)["report"]
         .summary(by_proxy, reference=tried[0].name)
@@ -151,3 +151,25 @@ def table(
     return pd.DataFrame(
         row | judged[row["method"], row["queries"]].loc[row["proxy"]].to_dict() for row in rows
     )
+
+
+def _score(
+    bench: Bench,
+    place: Store,
+    results: Store,
+    parameters: Mapping[str, Any],
+    method: Method,
+    which: str,
+) -> str:
+    """The name in `place` of scores, which are computed once."""
+    name, notes = f"scores/{method.name}-{which}", dict[str, Any]()
+
+    def make() -> Tensor:
+        found = METHODS[method.key].score(bench, which, **method.variant)
+        notes.update(scoring=found.seconds, damping=found.choice and found.choice.damping)
+        return found.scores
+
+    made = {"settings": method.settings(parameters), "dampings": method.tried(parameters)}
+    inputs = place.sha256("train", which, "model") | truth_inputs(results)
+    place.kept(name, make, axes="query train", parameters=made, inputs=inputs, notes=notes)
+    return name
