@@ -101,8 +101,9 @@ def test_heat_writes_every_number_into_its_cell():
         "a": pd.DataFrame([[1.0, -2.4], [3.6, 0.0]], ["x", "y"], ["t1", "t2"]),
         "b": pd.DataFrame([[9.0], [-9.0]], ["x", "y"], ["t1"]),
     }
-    figure = heat(tables, xlabel="timestep", unit="LDS, %")
+    figure = heat(tables, xlabel="timestep", unit="LDS, %", ylabel="window, px")
     first, second = figure.axes[:2]
+    assert [axes.get_ylabel() for axes in (first, second)] == ["window, px", ""]
     assert [text.get_text() for text in first.texts] == [
         "1",
         "-2",

@@ -116,20 +116,23 @@ def scaling(tables: Mapping[str, pd.DataFrame], *, ylabel: str) -> Figure:
     return figure
 
 
-def bars(groups: Mapping[str, Float[Tensor, "item"]], *, xlabel: str, ylabel: str) -> Figure:
+def bars(
+    groups: Mapping[str, Float[Tensor, "item"]], *, xlabel: str, ylabel: str, method: str = "nda"
+) -> Figure:
     """One panel of bars per group, on a common scale.
 
     Args:
         groups: the heights, by the panel's title.
         xlabel: what an item is.
         ylabel: what a height measures.
+        method: the key of the one whose colour they have.
 
     Returns:
         The figure.
     """
     figure, axes = canvas(2.6 * len(groups), 2.3, 1, len(groups), sharey=True)
     for panel, (title, values) in zip(axes[0], groups.items(), strict=True):
-        panel.bar(range(len(values)), values.cpu().numpy(), color=METHODS["nda"].colour)
+        panel.bar(range(len(values)), values.cpu().numpy(), color=METHODS[method].colour)
         panel.set(title=title, xlabel=xlabel)
     axes[0, 0].set_ylabel(ylabel)
     return figure
@@ -275,7 +278,7 @@ def spectra(eigenvalues: Mapping[str, Float[Tensor, "..."]]) -> Figure:
     return figure
 
 
-def heat(tables: Mapping[str, pd.DataFrame], *, xlabel: str, unit: str) -> Figure:
+def heat(tables: Mapping[str, pd.DataFrame], *, xlabel: str, unit: str, ylabel: str = "") -> Figure:
     """Tables of numbers as colours, side by side, with the numbers in the cells; one scale around 0
     for all.
 
@@ -283,6 +286,7 @@ def heat(tables: Mapping[str, pd.DataFrame], *, xlabel: str, unit: str) -> Figur
         tables: by the panel's title, all with the same rows.
         xlabel: what a column is.
         unit: what the numbers measure.
+        ylabel: what a row is, unless its name says so.
 
     Returns:
         The figure.
@@ -302,6 +306,7 @@ def heat(tables: Mapping[str, pd.DataFrame], *, xlabel: str, unit: str) -> Figur
             colour = "white" if abs(value) > 0.6 * limit else INK
             text = f"{np.round(value) + 0.0:.0f}"  # + 0.0: no "-0"
             panel.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
+    axes[0, 0].set_ylabel(ylabel)
     figure.colorbar(image, ax=axes, label=unit, pad=0.02)
     return figure
 
