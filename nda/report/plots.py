@@ -116,6 +116,34 @@ def scaling(tables: Mapping[str, pd.DataFrame], *, ylabel: str) -> Figure:
     return figure
 
 
+def stages(hours: pd.DataFrame, known: pd.DataFrame) -> Figure:
+    """What runs cost, stage by stage from top to bottom, on a logarithmic axis; a dot is filled
+    where it is known.
+
+    Args:
+        hours: by stage and profile; what is not above zero is not shown.
+        known: the same shape: True where a stage has been run, False where it is extrapolated.
+
+    Returns:
+        The figure.
+    """
+    figure, axes = canvas(7.6, 1.2 + 0.24 * len(hours))
+    panel, colours = axes[0, 0], (INK, METHODS["nda"].colour)
+    for name, colour in zip(hours, colours, strict=True):
+        for told, words, fill in ((True, "run", "full"), (False, "extrapolated", "none")):
+            shown = hours[name].reset_index(drop=True)[known[name].to_numpy() == told]
+            shown = shown[shown > 0]
+            if len(shown):
+                panel.plot(shown, shown.index, "o", color=colour, fillstyle=fill)
+                panel.lines[-1].set_label(f"{name}, {words}")
+    panel.set(xscale="log", xlabel="hours of one core, all tasks of the stage")
+    panel.set_yticks(range(len(hours)), list(hours.index))
+    panel.set_ylim(len(hours) - 0.5, -0.5)
+    panel.grid(axis="x", alpha=0.3)
+    panel.legend(fontsize=8)
+    return figure
+
+
 def bars(
     groups: Mapping[str, Float[Tensor, "item"]], *, xlabel: str, ylabel: str, method: str = "nda"
 ) -> Figure:
