@@ -84,15 +84,14 @@ def main() -> None:
     parser.add_argument("part", choices=["rates", "tree", "ship"])
     parser.add_argument("profile", nargs="?", choices=PROFILES, default="small")
     asked, kept = parser.parse_args(), Store(cache() / "costs")
-    if asked.part == "rates":
-        make, names = of_profile, {f"rates-{asked.profile}": asked.profile}
-    else:
-        make, names = of_tree, {f"tree-{size}": size for size in SIZES}
+    trees = {f"tree-{size}": partial(of_tree, size) for size in SIZES}
+    rates = {f"rates-{profile}": partial(of_profile, profile) for profile in PROFILES}
     if asked.part != "ship":
-        for name, what in names.items():
-            kept.kept(name, partial(make, what), parameters={"of": what}, inputs={})
+        one = f"rates-{asked.profile}"
+        for name, make in ({one: rates[one]} if asked.part == "rates" else trees).items():
+            kept.kept(name, make, parameters={}, inputs={})
         return
-    made = {"rates": [f"rates-{profile}" for profile in PROFILES], "tree": [*names]}
+    made = {"rates": [*rates], "tree": [*trees]}
     for table, parts in made.items():
         every = pd.concat([kept.load(part) for part in parts])
         Store.shipped("small").save(f"costs/{table}", every)
