@@ -95,7 +95,7 @@ def measure(given: Mapping[str, Any]) -> Rates:
 
 
 def _timed(work: Callable[[], Any], units: int, *, clock: Callable[[], float]) -> Rate:
-    """The second of two runs, as the first one compiles; the first if it is long."""
+    """The second of two runs, or the first if it is long: it compiles and fills caches."""
     for _ in range(2):
         with suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")  # the largest memory starts anew
