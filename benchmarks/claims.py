@@ -374,7 +374,7 @@ NONPARAMETRIC = [
         "N claims",
         "NDA scales to large data",
         v.not_comparable(
-            "measured on hundreds of images, the paper's table is extrapolated",
+            "exact scores were timed on hundreds of images, and the paper's table is extrapolated",
             v.text(
                 "one train image takes {glue:text}`runs/14_performance.ipynb::by_count:.1f` times"
                 " as long in the largest train set as in the smallest, and the paper's table"

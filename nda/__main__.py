@@ -213,12 +213,21 @@ def overrides(pairs: list[str]) -> dict:
         The values by name.
 
     Raises:
-        InputError: for a pair without `=`.
+        InputError: for a pair without `=`, or a value that is no YAML.
     """
+    given = {}
     for pair in pairs:
-        if "=" not in pair:
+        name, equals, value = pair.partition("=")
+        if not equals:
             raise InputError(f"-p needs NAME=VALUE, not {pair!r}")
-    return {name: yaml.safe_load(value) for name, value in (pair.split("=", 1) for pair in pairs)}
+        try:
+            given[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise InputError(
+                f"-p {name} has the value {value!r}, which is no YAML; give a number, a word, or a"
+                " list such as [1, 2]"
+            ) from None
+    return given
 
 
 def _run(options: argparse.Namespace) -> None:

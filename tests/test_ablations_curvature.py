@@ -4,26 +4,18 @@ is kept, and what the choice of a damping may see."""
 import pandas as pd
 import pytest
 import torch
+from tiny import ONE_BLOCK, one_block
 
 from nda import rng
 from nda.evidence import tuning
 from nda.evidence.ablations import curvature
 from nda.evidence.truth import gain_row, lds_row, truths
-from nda.model.lean import UNet2DModel
 from nda.rivals import influence
 from nda.rivals.bench import Bench
 from nda.rivals.influence import influence_scores
 from nda.rivals.kfac import fit_curvature
 from nda.store import Store
 
-UNET = {
-    "block_out_channels": [4],
-    "layers_per_block": 1,
-    "norm_num_groups": 2,
-    "down_block_types": ["DownBlock2D"],
-    "up_block_types": ["UpBlock2D"],
-    "add_attention": False,
-}
 COUNTS = {"train": 6, "val": 6, "gen": 4}
 GIVEN = {"ablate_k": 2, "noise_seed": 3, "curvature_draws": 1, "query_block": 4}
 GIVEN |= {"relative_dampings": [1e-2, 1.0]}
@@ -31,11 +23,6 @@ GIVEN |= {"relative_dampings": [1e-2, 1.0]}
 
 def draw(name, *shape):
     return torch.rand(*shape, generator=rng.generator("curvature ablations", name)) * 2 - 1
-
-
-def build():
-    with rng.seeded("curved"):
-        return UNet2DModel(sample_size=4, in_channels=1, out_channels=1, **UNET).eval()
 
 
 def stage(store, results):
@@ -49,7 +36,9 @@ def home(tmp_path_factory):
     store, results = Store(folder / "data"), Store(folder / "results")
     for kind, count in COUNTS.items():
         store.save(kind, draw(kind, count, 1, 4, 4), axes="image chan row col")
-    store.save("model", build().state_dict(), parameters={"recipe": {"unet": UNET}})
+    store.save(
+        "model", one_block("curved").state_dict(), parameters={"recipe": {"unet": ONE_BLOCK}}
+    )
     for family in ("select", "report"):
         masks = draw(family, 10, COUNTS["train"]) > 0
         results.save(f"masks/{family}", masks, axes="subset train")
@@ -84,7 +73,7 @@ def test_every_curvature_has_every_measurement_and_the_first_is_in_use(home):
 )
 def test_rows_are_those_of_a_fit_of_their_own(home, row, fisher, sharing, measurement):
     store, results, rows = home
-    same, model = {"timesteps": (0, 500), "noise_seed": 3}, build()
+    same, model = {"timesteps": (0, 500), "noise_seed": 3}, one_block("curved")
     fit = fit_curvature(model, store.load("train"), fisher=fisher, sharing=sharing, **same)
 
     def scores(kind, damping, measurement=measurement, fit=fit):

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
+from tiny import ONE_BLOCK, one_block
 
 from nda import rng
 from nda.errors import InputError
@@ -20,7 +21,6 @@ from nda.evidence.ablations import gradients
 from nda.evidence.ablations.gradients import Grid, screened
 from nda.evidence.truth import gain_row, lds_row, truths
 from nda.model import outputs
-from nda.model.lean import UNet2DModel
 from nda.model.outputs import uniform_timesteps
 from nda.rivals import inner_products
 from nda.rivals.bench import Bench
@@ -47,25 +47,10 @@ def draw(name, *shape):
     return torch.rand(*shape, generator=rng.generator("gradient ablations", name)) * 2 - 1
 
 
-UNET = {
-    "block_out_channels": [4],
-    "layers_per_block": 1,
-    "norm_num_groups": 2,
-    "down_block_types": ["DownBlock2D"],
-    "up_block_types": ["UpBlock2D"],
-    "add_attention": False,
-}
-
-
-def build(name):
-    with rng.seeded(name):
-        return UNet2DModel(sample_size=4, in_channels=1, out_channels=1, **UNET).eval()
-
-
 def bench(store, results, model="a"):
     """A bench with the model of that name."""
     store.delete("model")
-    store.save("model", build(model).state_dict(), parameters={"recipe": {"unet": UNET}})
+    store.save("model", one_block(model).state_dict(), parameters={"recipe": {"unet": ONE_BLOCK}})
     return Bench(store, {}, choose=tuning.chooser(results))
 
 
@@ -81,7 +66,7 @@ def fill(folder):
         store.save(kind, draw(kind, count, 1, 4, 4), axes="image chan row col")
         scores = draw(f"{kind} nda", count, TRAIN)
         store.save(f"scores/nda_two_scale-{kind}", scores, axes="query train")
-    store.save("model-50", build("half").state_dict())
+    store.save("model-50", one_block("half").state_dict())
     for family in ("select", "report"):
         results.save(f"masks/{family}", draw(family, SUBSETS, TRAIN) > 0, axes="subset train")
         for kind in ("val", "gen"):
@@ -135,7 +120,7 @@ def mean_spearman(scores, kind, family, results, centred=False):
 @cache
 def true_gradients(readout):
     return {
-        kind: features(build("a"), draw(kind, n, 1, 4, 4), readout).double()
+        kind: features(one_block("a"), draw(kind, n, 1, 4, 4), readout).double()
         for kind, n in COUNTS.items()
     }
 
@@ -250,7 +235,7 @@ def test_das_has_gradients_of_length_one_and_the_residual_of_its_timesteps(
 ):
     readout = replace(READOUT, **{"model_output": "output_mean", "unit_norm": True} | changed)
     errors = outputs.denoising_losses(
-        build("a"), draw("train", TRAIN, 1, 4, 4), timesteps=readout.timesteps
+        one_block("a"), draw("train", TRAIN, 1, 4, 4), timesteps=readout.timesteps
     ).double()
     residual = (errors.sqrt() / errors.sum(1, keepdim=True).sqrt()).mean(1)
     expected = by_hand(
@@ -370,7 +355,7 @@ def test_candidates_of_a_method_are_first_by_its_scores(home, screen):
         near[kind] = [theirs[q].topk(3).indices.tolist() for q in range(COUNTS[kind])]
     unit = replace(READOUT, model_output="output_mean", unit_norm=True)
     errors = outputs.denoising_losses(
-        build("a"), draw("train", TRAIN, 1, 4, 4), timesteps=unit.timesteps
+        one_block("a"), draw("train", TRAIN, 1, 4, 4), timesteps=unit.timesteps
     ).double()
     residual = (errors.sqrt() / errors.sum(1, keepdim=True).sqrt()).mean(1)
 
@@ -571,7 +556,8 @@ def test_nothing_is_reused_after_a_change(world, calls, change):
     assert len(calls) == made_anew
     for p in projections:
         made = {
-            kind: features(build(name), store.load(kind), readout, projection=p) for kind in COUNTS
+            kind: features(one_block(name), store.load(kind), readout, projection=p)
+            for kind in COUNTS
         }
         for kind in COUNTS:
             torch.testing.assert_close(

@@ -34,6 +34,12 @@ def test_bad_input_is_one_sentence_and_exit_code_2(arguments, tmp_path, monkeypa
     assert not list(tmp_path.rglob("*.ipynb")) and not list(tmp_path.rglob("*.safetensors"))
 
 
+def test_a_value_that_is_no_yaml_is_named(capsys):
+    assert main(["run", "--profile", "tiny", "-p", "patches=[1"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("nda: -p patches has the value '[1', which is no YAML; give a number")
+
+
 def test_bad_data_fails_its_notebook_with_exit_code_2(tmp_path):
     environment = os.environ | {"NDA_HOME": str(tmp_path)}
     command = [

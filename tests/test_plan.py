@@ -39,6 +39,24 @@ def whole() -> float:
     return sum(map(said, stages)) + removed
 
 
+def test_what_was_spent_is_what_provenance_says():
+    spent = plan.spent(SMALL)
+    assert spent.sum() == pytest.approx(whole(), abs=1)
+    assert spent["methods"] == pytest.approx(said("scores of all"), abs=0.1)
+
+
+def test_hours_of_many_machines():
+    def stage(name: str, tasks: int, *, array: bool) -> plan.Stage:
+        return plan.Stage(name, tasks, 2.0, None, 0.0, "sidecars", "nda", array)
+
+    every = [stage("models", 10, array=True), stage("nda", 3, array=False)]
+    every.append(replace(every[1], name="data", seconds=None))
+    assert plan.clock(every, 1) == sum(one.total for one in every) == 26
+    assert plan.clock(every, 4) == 3 * 2 + 6  # three rounds of models, then one command
+    assert plan.clock(every, 4, ["nda"]) == 3 * 2 + 6 / 4
+    assert plan.clock(every, 1000) == plan.clock(every, 10) == 2 + 6
+
+
 def from_sidecars() -> Rates:
     """What the units cost when `small` was computed."""
     given = notebooks.parameters("small")

@@ -15,7 +15,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 EVIDENCE = ["notebooks/03_subset_models.ipynb", "notebooks/10_lds.ipynb"]
 EVIDENCE += ["notebooks/11a_nda_ablations.ipynb", "notebooks/11b_gradient_ablations.ipynb"]
 EVIDENCE += ["notebooks/12_counterfactuals.ipynb", "notebooks/13_gallery.ipynb"]
-EVIDENCE += ["notebooks/14_performance.ipynb", "book/shows.md"]
+EVIDENCE += ["notebooks/14_performance.ipynb", "notebooks/14b_costs.ipynb", "book/shows.md"]
 
 # Numbers that look like results and are none: for each file, what may be typed there, and why.
 ANYWHERE = {

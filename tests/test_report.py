@@ -8,7 +8,7 @@ from scipy.stats import spearmanr
 
 from nda import rng
 from nda.report.pictures import first_proponents
-from nda.report.plots import damping_paths, heat, settings, slopes, spectra
+from nda.report.plots import damping_paths, heat, settings, slopes, spectra, stages
 from nda.report.tables import agreement, gains, known_answers
 
 QUERIES, TRAIN = 5, 12
@@ -101,8 +101,9 @@ def test_heat_writes_every_number_into_its_cell():
         "a": pd.DataFrame([[1.0, -2.4], [3.6, 0.0]], ["x", "y"], ["t1", "t2"]),
         "b": pd.DataFrame([[9.0], [-9.0]], ["x", "y"], ["t1"]),
     }
-    figure = heat(tables, xlabel="timestep", unit="LDS, %")
+    figure = heat(tables, xlabel="timestep", unit="LDS, %", ylabel="window, px")
     first, second = figure.axes[:2]
+    assert [axes.get_ylabel() for axes in (first, second)] == ["window, px", ""]
     assert [text.get_text() for text in first.texts] == [
         "1",
         "-2",
@@ -199,3 +200,16 @@ def test_known_answers_have_methods_down_and_kinds_across():
     assert list(many.index) == [("digits", name) for name in names]
     assert many[("IoU, %", "exact")].tolist() == ["60", "80"]
     assert many[("IoU, %", "mirrored")].tolist() == ["50", ""]
+
+
+def test_stages_are_filled_where_they_were_run():
+    names = ["data", "models", "methods"]
+    hours = pd.DataFrame({"small": [0, 10.0, 2], "paper": [0, 5000.0, 40]}, names)
+    known = pd.DataFrame({"small": [False, True, False], "paper": False}, names)
+    (axes,) = stages(hours, known).axes
+    found = {line.get_label(): (line.get_fillstyle(), line.get_xydata()) for line in axes.lines}
+    assert list(found) == ["small, run", "small, extrapolated", "paper, extrapolated"]
+    assert [fill for fill, _ in found.values()] == ["full", "none", "none"]
+    assert found["paper, extrapolated"][1].tolist() == [[5000, 1], [40, 2]]
+    assert [text.get_text() for text in axes.get_yticklabels()] == names
+    assert axes.get_xscale() == "log" and axes.get_ylim() == (2.5, -0.5)

@@ -456,7 +456,8 @@ def test_a_pickle_is_never_opened(tmp_path):
 def test_a_profile_without_results(home, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("NDA_HOME", str(home))
     assert main(["score", str(saved(tmp_path / "mine.npy", GOOD)), "--profile", "nope"]) == 2
-    assert re.fullmatch(r"nda: masks/report is missing in .*\n", capsys.readouterr().err)
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"nda: profile 'nope' has no results in .*; name one .*\n", said)
 
 
 def test_the_command_resamples_as_often_as_the_protocol_asks():

@@ -148,8 +148,8 @@ def follows(notebook: str) -> set[str]:
     """The notebooks whose results a notebook takes, from its own table.
 
     These are the ones that its row "Reads" links to, or all before it if it links to none. One that
-    measures time says so in its metadata (`"nda": {"alone": true}`): it follows all others, so that
-    nothing runs beside it.
+    measures time says so in its metadata (`"nda": {"alone": true}`): it follows all others, and
+    those of its kind before it, so that nothing runs beside it.
 
     Args:
         notebook: its stem.
@@ -157,9 +157,10 @@ def follows(notebook: str) -> set[str]:
     Returns:
         Their stems.
     """
-    others = {stem for stem in notebooks() if stem != notebook and not _alone(stem)}
-    if _alone(notebook):
-        return others
+    alone = {stem for stem in notebooks() if _alone(stem)}
+    others = {stem for stem in notebooks() if stem != notebook} - alone
+    if notebook in alone:
+        return others | {stem for stem in alone if stem < notebook}
     linked = {stem for stem in others if f"]({stem})" in _row(notebook, "Reads")}
     return linked or {stem for stem in others if stem < notebook}
 

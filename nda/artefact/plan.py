@@ -3,7 +3,7 @@
 import json
 import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,6 +95,49 @@ def recorded(profile: str) -> dict[str, float]:
         if any(took):
             found[stage] = sum(took) / len(took)
     return found
+
+
+def spent(results: Store) -> pd.Series:
+    """Seconds that a run has taken, from its sidecars, as `PROVENANCE.md` has them.
+
+    Args:
+        results: of a profile that was run, with its counterfactual models.
+
+    Returns:
+        By stage; "methods" are all that score, in all variants.
+    """
+    took = {name: results.info(name)["seconds"] or 0 for name in results.names()}
+    return pd.Series(
+        {
+            "full model": took["model"],
+            "generated queries": took["gen"],
+            "subset models": sum(took[f"losses/{family}-val"] for family in FAMILIES),
+            "methods": sum(took[name] for name in took if name.startswith("effects/")),
+            # the first is the full model
+            "counterfactuals": results.load("counterfactual/models")["seconds"].iloc[1:].sum(),
+        }
+    )
+
+
+def clock(every: Sequence[Stage], machines: int, split: Collection[str] = ()) -> float:
+    """How long many machines are busy with a run: one stage after the other, as `submit.sh` of
+    `nda.artefact.jobs` sends them, each machine with one task at a time.
+
+    Args:
+        every: the stages.
+        machines: how many, each like the one that the seconds are of.
+        split: stages that are divided evenly, as `nda attribute` divides by blocks of images.
+
+    Returns:
+        Seconds.
+    """
+
+    def rounds(stage: Stage) -> float:
+        if stage.name in split:
+            return stage.tasks / machines
+        return math.ceil(stage.tasks / machines) if stage.array else stage.tasks
+
+    return sum(rounds(stage) * (stage.seconds or 0) for stage in every)
 
 
 def stages(

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import floor
 
-from scipy.stats import beta
+from scipy.special import betaincinv
 
 from nda.errors import InputError
 
@@ -75,8 +75,8 @@ def interval(count: int, of: int, level: float = 0.95) -> tuple[float, float]:
     if not 0 <= count <= of:
         raise InputError(f"count must be between 0 and {of}, the number of trials, not {count}")
     tail = (1 - level) / 2
-    low = beta.ppf(tail, count, of - count + 1) if count else 0.0
-    high = beta.ppf(1 - tail, count + 1, of - count) if count < of else 1.0
+    low = betaincinv(count, of - count + 1, tail) if count else 0.0
+    high = betaincinv(count + 1, of - count, 1 - tail) if count < of else 1.0
     return float(low), float(high)
 
 

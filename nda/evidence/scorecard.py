@@ -126,9 +126,14 @@ def score(
 
     Raises:
         InputError: for scores of another shape, transposed or with entries that are not finite, and
-            if the results lack the masks, the losses or the null's effects.
+            if there are no results, or they lack the masks, the losses or the null's effects.
     """
     store = find_results(results) if isinstance(results, str) else results
+    if isinstance(results, str) and not any(store.names()):
+        raise InputError(
+            f"profile {results!r} has no results in {store.folder}; name one that has been run,"
+            " such as small, whose results come with the book"
+        )
     check_results(store)
     truth = Truth.load(store, "report", which)
     _check(scores, (truth.n_queries, truth.masks.shape[1]), which)

@@ -301,7 +301,7 @@ def gate_distances(
             F.adaptive_avg_pool2d(
                 features(signal(GATE_TIMESTEP) * some).mT.unflatten(2, side), GATE_GRID
             )
-            for some in images.split(64)
+            for some in images.split(16)
         ]
         return torch.cat(found).flatten(1).cpu().double()
 

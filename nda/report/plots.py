@@ -116,20 +116,51 @@ def scaling(tables: Mapping[str, pd.DataFrame], *, ylabel: str) -> Figure:
     return figure
 
 
-def bars(groups: Mapping[str, Float[Tensor, "item"]], *, xlabel: str, ylabel: str) -> Figure:
+def stages(hours: pd.DataFrame, known: pd.DataFrame) -> Figure:
+    """What runs cost, stage by stage from top to bottom, on a logarithmic axis; a dot is filled
+    where it is known.
+
+    Args:
+        hours: by stage and profile; what is not above zero is not shown.
+        known: the same shape: True where a stage has been run, False where it is extrapolated.
+
+    Returns:
+        The figure.
+    """
+    figure, axes = canvas(7.6, 1.2 + 0.24 * len(hours))
+    panel, colours = axes[0, 0], (INK, METHODS["nda"].colour)
+    for name, colour in zip(hours, colours, strict=True):
+        for told, words, fill in ((True, "run", "full"), (False, "extrapolated", "none")):
+            shown = hours[name].reset_index(drop=True)[known[name].to_numpy() == told]
+            shown = shown[shown > 0]
+            if len(shown):
+                panel.plot(shown, shown.index, "o", color=colour, fillstyle=fill)
+                panel.lines[-1].set_label(f"{name}, {words}")
+    panel.set(xscale="log", xlabel="hours of one core, all tasks of the stage")
+    panel.set_yticks(range(len(hours)), list(hours.index))
+    panel.set_ylim(len(hours) - 0.5, -0.5)
+    panel.grid(axis="x", alpha=0.3)
+    panel.legend(fontsize=8)
+    return figure
+
+
+def bars(
+    groups: Mapping[str, Float[Tensor, "item"]], *, xlabel: str, ylabel: str, method: str = "nda"
+) -> Figure:
     """One panel of bars per group, on a common scale.
 
     Args:
         groups: the heights, by the panel's title.
         xlabel: what an item is.
         ylabel: what a height measures.
+        method: the key of the one whose colour they have.
 
     Returns:
         The figure.
     """
     figure, axes = canvas(2.6 * len(groups), 2.3, 1, len(groups), sharey=True)
     for panel, (title, values) in zip(axes[0], groups.items(), strict=True):
-        panel.bar(range(len(values)), values.cpu().numpy(), color=METHODS["nda"].colour)
+        panel.bar(range(len(values)), values.cpu().numpy(), color=METHODS[method].colour)
         panel.set(title=title, xlabel=xlabel)
     axes[0, 0].set_ylabel(ylabel)
     return figure
@@ -275,7 +306,7 @@ def spectra(eigenvalues: Mapping[str, Float[Tensor, "..."]]) -> Figure:
     return figure
 
 
-def heat(tables: Mapping[str, pd.DataFrame], *, xlabel: str, unit: str) -> Figure:
+def heat(tables: Mapping[str, pd.DataFrame], *, xlabel: str, unit: str, ylabel: str = "") -> Figure:
     """Tables of numbers as colours, side by side, with the numbers in the cells; one scale around 0
     for all.
 
@@ -283,6 +314,7 @@ def heat(tables: Mapping[str, pd.DataFrame], *, xlabel: str, unit: str) -> Figur
         tables: by the panel's title, all with the same rows.
         xlabel: what a column is.
         unit: what the numbers measure.
+        ylabel: what a row is, unless its name says so.
 
     Returns:
         The figure.
@@ -302,6 +334,7 @@ def heat(tables: Mapping[str, pd.DataFrame], *, xlabel: str, unit: str) -> Figur
             colour = "white" if abs(value) > 0.6 * limit else INK
             text = f"{np.round(value) + 0.0:.0f}"  # + 0.0: no "-0"
             panel.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
+    axes[0, 0].set_ylabel(ylabel)
     figure.colorbar(image, ax=axes, label=unit, pad=0.02)
     return figure
 

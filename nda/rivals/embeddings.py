@@ -118,8 +118,9 @@ def clip_encoder(folder: str | Path | None = None) -> Encoder:
     name = str(folder or os.environ.get("NDA_CLIP_DIR") or "")
     path = Path(name).expanduser()
     if not name or not path.is_dir() or not any(path.iterdir()):
+        where = f"in {name!r}" if name else "were named"
         raise MissingWeights(
-            f"no CLIP weights in {name!r}; pass their folder, or name it in the variable"
+            f"no CLIP weights {where}; pass their folder, or name it in the variable"
             " NDA_CLIP_DIR, after fetching about 600 MB with: hf download"
             " openai/clip-vit-base-patch32 --exclude '*.h5' --exclude '*.msgpack' --local-dir clip"
         )
