@@ -16,6 +16,7 @@ HEADLINE = (
     "gradient_cosine",
     "nda_imagewise",
     "nda_two_scale",
+    "rfi_gated",
     "trak",
     "d_trak",
     "das",
