@@ -108,9 +108,10 @@ def scaling(tables: Mapping[str, pd.DataFrame], *, ylabel: str) -> Figure:
         for colour, name in zip(colours, values, strict=False):
             panel.plot(values.index, values[name], "o-", color=colour, markersize=4, label=name)
         panel.set(xscale="log", yscale="log", xlabel=values.index.name, title=title)
-        panel.xaxis.set_major_formatter(mpl.ticker.ScalarFormatter())
-        panel.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
-        panel.set_xticks(list(values.index))
+        if values.index.max() < 1000 * values.index.min():  # the values fit side by side
+            panel.xaxis.set_major_formatter(mpl.ticker.ScalarFormatter())
+            panel.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
+            panel.set_xticks(list(values.index))
         panel.legend(fontsize=8)
     axes[0, 0].set_ylabel(ylabel)
     return figure
