@@ -16,7 +16,7 @@ from nda.report.said import interval
 from nda.store import Store
 
 README = Path(__file__).resolve().parent.parent / "README.md"
-START, END = "<!-- {} by benchmarks/readme.py -->\n", "<!-- end -->"
+START, END = "<!-- generated {} by benchmarks/readme.py -->\n", "<!-- end -->"
 
 
 def table() -> str:
@@ -50,8 +50,8 @@ def differences(profile: str) -> list[str]:
         every = recorded_effects(results, truth)
         effects = {method: every[method] for method in ("nda_two_scale", "rfi_gated")}
         rows = truth.summary(effects, reference="nda_two_scale").set_index("method")
-        row = rows.loc["rfi_gated"]
-        found.append(f"{row['gain']:+.1f} {interval(row['gain_low'], row['gain_high'])}")
+        gain, low, high = rows.loc["rfi_gated", ["gain", "gain_low", "gain_high"]].tolist()
+        found.append(f"{gain:+.1f} {interval(low, high)}")
     return found
 
 
