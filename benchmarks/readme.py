@@ -50,8 +50,8 @@ def differences(profile: str) -> list[str]:
         every = recorded_effects(results, truth)
         effects = {method: every[method] for method in ("nda_two_scale", "rfi_gated")}
         rows = truth.summary(effects, reference="nda_two_scale").set_index("method")
-        gain, low, high = rows.loc["rfi_gated", ["gain", "gain_low", "gain_high"]].tolist()
-        found.append(f"{gain:+.1f} {interval(low, high)}")
+        gain, *ends = (float(rows[name]["rfi_gated"]) for name in ("gain", "gain_low", "gain_high"))
+        found.append(f"{gain:+.1f} {interval(*ends)}")
     return found
 
 
