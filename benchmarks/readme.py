@@ -64,10 +64,10 @@ def claim() -> str:
     val, gen = differences("small")
     digits_val, digits_gen = differences("digits")
     return (
-        "RFI, a method of this book, sees images alone as well. With its gate, and minus NDA at"
-        f" two scales, it has {val} points on held-out images and {gen} on generated ones. Its"
-        " settings were chosen on\nother subsets of the same benchmark, and these rows were looked"
-        " at twice, once by a pilot. Then all settings were fixed, and models were trained on"
+        "RFI with its gate, a method of this book, sees images alone as well. Its LDS minus that of"
+        f" NDA at two scales is {val} points on held-out images and {gen} on generated ones.\nIts"
+        " settings were chosen on other subsets of this benchmark, and the table was looked at"
+        " twice, once by a pilot. Then all settings were fixed, and models were trained on"
         f" digits.\nThere the differences are {digits_val} and {digits_gen}. The book's page"
         " *Confirmation* has all methods."
     )
