@@ -21,7 +21,7 @@ GRADIENTS = ("gradients", "kernels", "das")  # in notebook 07
 # K-FAC and EK-FAC against the gradients that they take, by the sidecars of `small`: the rest is the
 # fit, and rotating gradients into its basis
 FIT = 4.0
-MEASURED = "measured here, on a little of it"
+MEASURED = "a little of it, measured"
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ def table(every: list[Stage]) -> pd.DataFrame:
             f"{one.tasks:,}",
             number(one.seconds),
             number(one.memory),
-            number(one.total / 3600),
+            number(None if one.seconds is None else one.total / 3600),
             number(one.disk),
             one.source,
         ]
