@@ -281,14 +281,15 @@ def _score(options: argparse.Namespace) -> None:
 
 def _trace(options: argparse.Namespace) -> None:
     from nda import trace  # here, with torch
+    from nda.report import output
     from nda.report.page import page
 
-    trace.check_output(options.output)
+    output.check(options.output)
     names = ("held_out", "size", "top", "flips", "timesteps", "exact_above", "strangers")
     asked = {name: getattr(options, name) for name in names}
     found = trace.trace(options.folder, options.suspects, **asked)
     report = found.report(shlex.join(["nda", *options.typed]))
-    trace.write(report, page(report), options.output)
+    output.write(report, page(report), options.output)
     for line in found.lines():
         print(line)
     print(f"the page is {options.output / 'index.html'}")

@@ -12,7 +12,7 @@ from scipy import stats
 
 from nda import rng
 from nda.errors import InputError
-from nda.evidence import outcomes
+from nda.evidence import chance, outcomes
 from nda.store import Store
 
 
@@ -33,7 +33,7 @@ def test_rms_is_of_pixels_from_minus_one_to_one():
 def test_against_random_is_a_permutation_test():
     """With few queries and sets, all choices can be enumerated."""
     own, random = draw(3) + 0.3, draw(4, 3)
-    found = outcomes.against_random(own, random, resamples=40_000)
+    found = chance.against_random(own, random, resamples=40_000)
     together = torch.cat([own[None], random]).numpy()
     every = [
         np.mean([together[i, q] for q, i in enumerate(picks)])
@@ -56,7 +56,7 @@ def test_against_random_is_a_permutation_test():
 @settings(max_examples=8, deadline=None)
 def test_against_tries_all_signs(queries):
     own, other = draw(queries, 1)[:, 0] + 0.2, draw(queries, 2)[:, 0]
-    found = outcomes.against(own, other)
+    found = chance.against(own, other)
     theirs = stats.permutation_test(
         (own.numpy(), other.numpy()),
         lambda a, b: (a - b).mean(),
@@ -69,7 +69,7 @@ def test_against_tries_all_signs(queries):
 
 def test_with_many_queries_signs_are_drawn():
     own, other = draw(20) + 0.05, draw(20, 1)[:, 0]
-    many = outcomes.against(own, other, resamples=20_000)["p"]
+    many = chance.against(own, other, resamples=20_000)["p"]
     apart = (own - other).numpy()
     signs = np.random.default_rng(0).choice([-1, 1], (20_000, 20))
     assert many == pytest.approx(np.mean(abs(signs @ apart) >= abs(apart.sum())), abs=0.02)
@@ -77,7 +77,7 @@ def test_with_many_queries_signs_are_drawn():
 
 def test_specificity_deals_out_the_removals():
     changes = draw(5, 5) + 0.4 * torch.eye(5)
-    found = outcomes.specificity(changes, resamples=40_000)
+    found = chance.specificity(changes, resamples=40_000)
     every = [
         np.mean([changes[i, q] for q, i in enumerate(dealt)])
         for dealt in itertools.permutations(range(5))
@@ -91,12 +91,12 @@ def test_specificity_deals_out_the_removals():
 
 def test_a_removal_that_changes_all_alike_is_not_specific():
     changes = draw(6)[:, None].expand(6, 6) + draw(1, 6)
-    assert outcomes.specificity(changes)["more"] == pytest.approx(0)
+    assert chance.specificity(changes)["more"] == pytest.approx(0)
 
 
 def test_goes_with_is_pearson():
     first, second = draw(7, 4), draw(7, 4) + draw(4, 7).T
-    found = outcomes.goes_with(first, second, resamples=300)
+    found = chance.goes_with(first, second, resamples=300)
     flat = (first.flatten().numpy(), second.flatten().numpy())
     assert found["pearson"] == pytest.approx(stats.pearsonr(*flat).statistic)
     centred = [values - values.mean(0) for values in (first, second)]
@@ -108,10 +108,10 @@ def test_goes_with_is_pearson():
 @pytest.mark.parametrize("resamples", [0, 1.5])
 def test_resamples_are_positive(resamples):
     for call in (
-        lambda: outcomes.against_random(draw(2), draw(2, 2), resamples=resamples),
-        lambda: outcomes.against(draw(2), draw(2), resamples=resamples),
-        lambda: outcomes.specificity(draw(2, 2), resamples=resamples),
-        lambda: outcomes.goes_with(draw(2, 2), draw(2, 2), resamples=resamples),
+        lambda: chance.against_random(draw(2), draw(2, 2), resamples=resamples),
+        lambda: chance.against(draw(2), draw(2), resamples=resamples),
+        lambda: chance.specificity(draw(2, 2), resamples=resamples),
+        lambda: chance.goes_with(draw(2, 2), draw(2, 2), resamples=resamples),
     ):
         with pytest.raises(InputError, match="resamples must be a positive integer"):
             call()
@@ -119,7 +119,7 @@ def test_resamples_are_positive(resamples):
 
 def test_specificity_needs_two_queries():
     with pytest.raises(InputError, match=r"changes must be \[query, query\] of at least 2"):
-        outcomes.specificity(draw(1, 1))
+        chance.specificity(draw(1, 1))
 
 
 FAMILIES = (

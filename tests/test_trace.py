@@ -24,8 +24,9 @@ from nda.errors import InputError
 from nda.evidence import attribution
 from nda.evidence.attribution import Attributor
 from nda.nonparametric.patches import fused
+from nda.report.output import write
 from nda.store import Store
-from nda.trace import trace, write
+from nda.trace import trace
 
 ROOT = Path(__file__).parent.parent
 SCHEMA = Path(nda.trace.__file__).parent / "report" / "trace.schema.json"

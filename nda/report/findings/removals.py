@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from nda.evidence import outcomes
+from nda.evidence import chance
 from nda.evidence.outcomes import MEASURES, Outcomes
 from nda.report.findings.evidence import AHEAD, Evidence, Finding, Missing, Part, Rule, verdict
 from nda.report.said import interval
@@ -26,7 +26,7 @@ def removal(arm: str, measure: str, k: int | None = None) -> Rule:
     def found(evidence: Evidence) -> Finding:
         seen = _with(evidence, *families)
         own, random = seen.own(families[0], measure), seen.each(families[1], measure)
-        row = outcomes.against_random(own, random, resamples=evidence.resamples)
+        row = chance.against_random(own, random, resamples=evidence.resamples)
         said = f"{100 * row['own']:.2f} against {100 * row['random']:.2f} at random, "
         return _removed(evidence, row, measure, said, AHEAD, families)
 
@@ -50,7 +50,7 @@ def removal_versus(arm: str, other: str, measure: str, side: int) -> Rule:
     def found(evidence: Evidence) -> Finding:
         seen = _with(evidence, *families)
         own, others = (seen.own(family, measure) for family in families)
-        row = outcomes.against(own, others, resamples=evidence.resamples)
+        row = chance.against(own, others, resamples=evidence.resamples)
         said = f"{100 * own.mean():.2f} against {100 * others.mean():.2f}, "
         return _removed(evidence, row, measure, said, side, families)
 
@@ -96,7 +96,7 @@ def output_rather_than_loss() -> Rule:
         pearson = {}
         for measure in ("output", "loss"):
             both = changes[measure], changes["image"]
-            pearson[measure] = outcomes.goes_with(*both, resamples=evidence.resamples)
+            pearson[measure] = chance.goes_with(*both, resamples=evidence.resamples)
         first, second = pearson["output"], pearson["loss"]
         word = verdict(first["low"] - second["high"], first["high"] - second["low"], AHEAD)
         said = [
@@ -131,7 +131,7 @@ def overestimates(run: str) -> Rule:
         said = gone.double() @ scores.double().T < 0  # [model, query]
         happened = seen.each("removed-random", "loss") < 0
         shares = [100 * each.double().mean(0) for each in (said, happened)]
-        row = outcomes.against(*shares, resamples=evidence.resamples)
+        row = chance.against(*shares, resamples=evidence.resamples)
         means = "{:.0f} % foreseen, {:.0f} % seen".format(*(share.mean() for share in shares))
         ends = row["low"], row["high"]
         return Finding((Part("", f"{means}, {interval(*ends)} apart", verdict(*ends, AHEAD)),))
