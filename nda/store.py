@@ -12,9 +12,8 @@ from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
-import pandas as pd
 import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -22,6 +21,9 @@ from torch import Tensor
 
 from nda.errors import InputError
 from nda.places import home, shared
+
+if TYPE_CHECKING:  # 33 MB that `nda trace` does without
+    import pandas as pd
 
 VERSIONS = {name: version(name) for name in ("torch", "diffusers", "numpy") if find_spec(name)} | {
     "python": platform.python_version()
@@ -43,7 +45,7 @@ NOTEBOOKS = {
     "known": "18_known_answers",
     "gallery": "09_counterfactual",
 }
-Value = Tensor | Mapping[str, Tensor] | pd.DataFrame
+Value: TypeAlias = "Tensor | Mapping[str, Tensor] | pd.DataFrame"
 Role = Literal["working", "results"]
 COPIED = "{} as it was computed"  # the input of a copy in fewer bits: what it is a copy of
 
@@ -472,7 +474,7 @@ def _json(sidecar: Mapping[str, Any]) -> bytes:
 
 
 def _encode(value: Value) -> tuple[str, str, bytes]:
-    if isinstance(value, pd.DataFrame):
+    if not isinstance(value, Tensor | Mapping):
         return "table", ".csv", value.to_csv(index=False).encode()
     tensors = {"value": value} if isinstance(value, Tensor) else value
     payload = save_tensors(
@@ -483,6 +485,8 @@ def _encode(value: Value) -> tuple[str, str, bytes]:
 
 def _decode(kind: str, payload: bytes) -> Any:
     if kind == "table":
+        import pandas as pd
+
         # exact floats, and a method called "null" stays one
         return pd.read_csv(
             BytesIO(payload), float_precision="round_trip", keep_default_na=False, na_values=[""]
@@ -494,7 +498,7 @@ def _decode(kind: str, payload: bytes) -> Any:
 def _describe(value: Value) -> dict[str, Any]:
     if isinstance(value, Tensor):
         return {"shape": list(value.shape), "dtype": str(value.dtype), "device": str(value.device)}
-    if isinstance(value, pd.DataFrame):
+    if not isinstance(value, Mapping):
         return {"shape": list(value.shape), "dtype": "table", "device": "cpu"}
     return {
         "shape": {k: list(v.shape) for k, v in value.items()},

@@ -93,7 +93,8 @@ def read_picture(path: Path, size: int, *, name: str | None = None) -> Picture:
     """
     try:
         if not path.is_file():
-            raise Unreadable("it is not a file" if path.exists() else "there is no such file")
+            what = "it is not a file" if path.exists() else "there is no such file"
+            raise Unreadable(f"{what}; check its name")
         content = path.read_bytes()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd metadata
@@ -109,10 +110,10 @@ def read_picture(path: Path, size: int, *, name: str | None = None) -> Picture:
             f"it has more than {Image.MAX_IMAGE_PIXELS} pixels, Pillow's limit; make it smaller"
         ) from None
     except UnidentifiedImageError:
-        raise Unreadable("it is no image that Pillow can read") from None
+        raise Unreadable("it is no image that Pillow can read; save it as PNG") from None
     except Exception as error:  # of a damaged file, anything: struct.error for one
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise Unreadable(f"it is damaged ({reason})") from None
+        raise Unreadable(f"it is damaged ({reason}); save it again") from None
     shown = printable(path.name if name is None else name)
     return Picture(shown, pixels, of, hashlib.sha256(content).hexdigest(), notes)
 

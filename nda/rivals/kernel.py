@@ -4,15 +4,17 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
 from nda.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SLICE = 1 << 16  # dimensions that are brought to float64 at a time
 DAMPINGS = tuple(10 ** (k / 2) for k in range(-10, 7))  # 1e-5 … 1e3 of the mean eigenvalue
@@ -192,7 +194,7 @@ class Choice(NamedTuple):
 
     damping: float
     on: str
-    path: pd.DataFrame
+    path: "pd.DataFrame"
 
 
 def damping_path(
