@@ -198,6 +198,14 @@ def test_nothing_is_printed_as_minus_zero():
     assert "-0.0" not in printed and "-0.1" in printed
 
 
+def test_queries_that_rank_nothing_are_counted(results):
+    scores = mine()
+    assert "rank nothing" not in str(scorecard.score(scores, "val", results, resamples=5))
+    scores[:3] = 1.5
+    report = scorecard.score(scores, "val", results, resamples=5)
+    assert report.silent == 3 and "\n\nOf 3 queries the scores are the same" in str(report)
+
+
 def test_a_random_matrix_is_near_zero_and_the_sign_counts(results):
     for kind, row in scorecard.score(
         normal(QUERIES, TRAIN, name="null"), "val", results, resamples=1000

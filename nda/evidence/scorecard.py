@@ -49,16 +49,23 @@ class Report:
             (`plain` | `centred`, `LDS` of that method | `difference`, yours minus theirs | `low` |
             `high`).
         source: the folder of the results that the scores were held against.
+        silent: queries whose scores are the same for every train image; their LDS is zero.
     """
 
     summary: pd.DataFrame
     by_timestep: pd.DataFrame
     against: pd.DataFrame
     source: Path
+    silent: int = 0
 
     def __str__(self) -> str:
         """Where the truth is from, and the three tables with one decimal, each under its title."""
         parts = [f"Held against the retrained models in {self.source}."]
+        if self.silent:
+            parts.append(
+                f"Of {self.silent} queries the scores are the same for every train image; they rank"
+                " nothing, and their LDS is zero."
+            )
         for name, about in ABOUT.items():
             table = getattr(self, name).rename_axis(index=None).round(1) + 0.0  # no "-0.0"
             parts.append(f"{about}\n{table.to_string(float_format='{:.1f}'.format, na_rep='-')}")
@@ -151,7 +158,8 @@ def score(
         for i in (1, 2)
     )
     rows = pd.DataFrame(summary, index=list(kinds))
-    return Report(rows, by_timestep, against, source=store.folder)
+    silent = int((scores == scores[:, :1]).all(1).sum())
+    return Report(rows, by_timestep, against, store.folder, silent)
 
 
 def _check(scores: Tensor, shape: tuple[int, int], which: str) -> None:
