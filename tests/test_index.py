@@ -55,6 +55,7 @@ def test_against_loops(flips):
 def test_neither_blocks_nor_other_queries_matter(monkeypatch):
     found = index.candidates(QUERIES, TRAIN, 4)
     monkeypatch.setattr(index, "BLOCK_BYTES", 1)  # an image at a time
+    monkeypatch.setattr(index, "TOGETHER", 4)
     one_by_one = [index.candidates(query[None], TRAIN, 4)[0] for query in QUERIES]
     assert all(map(torch.equal, found, one_by_one))
 
@@ -86,7 +87,9 @@ def test_bad_input():
         index.candidates(QUERIES, TRAIN, 1, without=[[]])
 
 
-def test_near_copies():
+@pytest.mark.parametrize("together", [1, 4, 512])
+def test_near_copies(monkeypatch, together):
+    monkeypatch.setattr(index, "TOGETHER", together)
     jpeg = (TRAIN[2].int() + 3).clamp(0, 255).byte()
     asked = torch.stack([jpeg, TRAIN[5].flip(-1), QUERIES[0]])
     assert index.near_copies(asked, TRAIN) == [[2], [5], []]

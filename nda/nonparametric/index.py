@@ -23,7 +23,7 @@ from nda.errors import InputError, check_positive
 
 SIDE, PATCH, STRIDE, WHOLE = 16, 4, 3, 8  # in pooled pixels
 TOGETHER = 512  # images of which the nearest are picked at once
-BLOCK_BYTES = 32 * 2**20  # of the distances of one block of images
+BLOCK_BYTES = 8 * 2**20  # of the distances of one block of images
 NUMBERS = 2**32  # more than there are images
 
 
@@ -85,16 +85,24 @@ def _nearest(queries: Tensor, train: Tensor, count: int, flips: bool) -> Int[Ten
     best = torch.empty(len(queries), asked.shape[1] + 1, 0, dtype=torch.long)
     starts = range(0, len(train), TOGETHER)
     for start in tqdm(starts, desc="candidates", unit="block", leave=False, delay=2):
-        found = [
-            torch.cat([_patches(asked, block, flips), _wholes(whole, _views(block, flips))], 1)
-            for block in pooled(train[start : start + TOGETHER]).split(size)
-        ]
-        # distance and number in one integer, so that there are no ties
-        keys = torch.cat(found, 2).long() * NUMBERS
-        keys += torch.arange(start, start + keys.shape[2])
-        best = torch.cat([best, keys], 2)
-        best = best.topk(min(count, best.shape[2]), largest=False, sorted=True).values
+        block = pooled(train[start : start + TOGETHER])
+        # filled piece by piece: small results between large ones would scatter the memory
+        found = torch.empty(*best.shape[:2], len(block))
+        for views, part in zip(block.split(size), found.split(size, 2), strict=True):
+            part[:, :-1] = _patches(asked, views, flips)
+            part[:, -1:] = _wholes(whole, _views(views, flips))
+        best = _keep(best, found, start, count)
     return best % NUMBERS
+
+
+def _keep(
+    best: Int[Tensor, "... some"], distances: Float[Tensor, "... image"], start: int, count: int
+) -> Int[Tensor, "... kept"]:
+    """The nearest of the best so far and of the images from `start` on, nearest first."""
+    # distance and number in one integer, so that there are no ties
+    keys = distances.long() * NUMBERS + torch.arange(start, start + distances.shape[-1])
+    best = torch.cat([best, keys], -1)
+    return best.topk(min(count, best.shape[-1]), largest=False, sorted=True).values
 
 
 def pooled(images: UInt8[Tensor, "image chan _ _"]) -> Float[Tensor, "image chan row col"]:
@@ -164,14 +172,15 @@ def near_copies(
     Returns:
         For each query, their numbers.
     """
-    small = torch.cat([_views(pooled(some), flips) for some in train.split(TOGETHER)], 1)
+    whole = torch.cat([_small(pooled(some)) for some in queries.split(TOGETHER)])
+    nearest = torch.empty(len(queries), 0, dtype=torch.long)
+    for start in range(0, len(train), TOGETHER):
+        views = _views(pooled(train[start : start + TOGETHER]), flips)
+        nearest = _keep(nearest, _wholes(whole, views)[:, 0], start, few)
     found = []
-    for some in queries.split(TOGETHER):
-        distances = _wholes(_asked(some)[1], small)[:, 0]
-        nearest = distances.topk(min(few, len(train)), largest=False).indices
-        for query, row in zip(some.double(), nearest, strict=True):
-            near = train[row].double()
-            views = torch.stack([near, near.flip(-1)] if flips else [near])
-            gaps = (views - query).square().mean((2, 3, 4)).sqrt().amin(0)
-            found.append(sorted(row[gaps <= within * query.std(correction=0)].tolist()))
+    for query, row in zip(queries, nearest % NUMBERS, strict=True):
+        near = train[row].double()
+        views = torch.stack([near, near.flip(-1)] if flips else [near])
+        gaps = (views - query).square().mean((2, 3, 4)).sqrt().amin(0)
+        found.append(sorted(row[gaps <= within * query.double().std(correction=0)].tolist()))
     return found
