@@ -23,7 +23,8 @@ from nda.errors import InputError, needs
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-SHIPPED = ("small", "published", "confirmation", "digits")  # what of data/results/ is committed
+# what of data/results/ is committed
+SHIPPED = ("small", "published", "confirmation", "cifar10", "digits")
 
 
 @pytest.fixture(scope="module")
