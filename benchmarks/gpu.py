@@ -2,12 +2,13 @@
 
     python benchmarks/gpu.py [--share 0.01] [--data /path/to/images] > gpu.json
 
-First what is computed on the GPU is compared with the CPU: every engine, NDA's scores, the losses
-of a U-Net, its training, per-example gradients, and EK-FAC influence, each at the tolerance that is
-printed beside it. Then times: all engines as on page 14 of the book, the paper's CIFAR-2 table
-(2,000 queries, 5,000 train images, five timesteps, two scales), of which a `--share` of the
-queries is run and the rest extrapolated, and training steps per second with the paper's batch. One
-JSON is printed, with the card's name. Without `--data` the images are smoothed noise.
+First what is computed on the GPU is compared with the CPU: every engine, the scores of NDA and of
+random-feature influence, the losses of a U-Net, its training, per-example gradients, and EK-FAC
+influence, each at the tolerance that is printed beside it. Then times: all engines as on page 14 of
+the book, the paper's CIFAR-2 table (2,000 queries, 5,000 train images, five timesteps, two scales),
+of which a `--share` of the queries is run and the rest extrapolated, random-feature influence of as
+many queries, and training steps per second with the paper's batch. One JSON is printed, with the
+card's name. Without `--data` the images are smoothed noise.
 
 Without a GPU it stops, with exit status 2. `--here` runs the same checks and times on the CPU at
 small sizes, to try the script and not the machine.
@@ -34,6 +35,7 @@ from nda.model.training import Training, train
 from nda.model.unet import Recipe
 from nda.nonparametric.config import PAPER, NDAConfig
 from nda.nonparametric.patches import patch_scores, shared_noise, triton
+from nda.nonparametric.random_features import rfi_scores
 from nda.nonparametric.scores import nda_scores
 from nda.rivals.gradients import Readout, features
 from nda.rivals.influence import influence_scores
@@ -143,6 +145,11 @@ def patch_checks(device: torch.device, sizes: Sizes, images: Tensor) -> Iterator
     config = NDAConfig.two_scale({100: small, 400: small}, {100: large, 400: large}, 0.5)
     ours, theirs = (nda_scores(queries.to(d), bank.to(d), config) for d in (device, CPU))
     yield {"check": "nda_scores", "difference": relative(ours, theirs), "tolerance": 1e-5}
+    ours, theirs = (
+        rfi_scores(queries.to(d), bank.to(d), timesteps=[62, 460], gated=True)
+        for d in (device, CPU)
+    )
+    yield {"check": "rfi_scores", "difference": relative(ours, theirs), "tolerance": 1e-3}
 
 
 def model_checks(device: torch.device, sizes: Sizes, images: Tensor) -> Iterator[dict[str, Any]]:
@@ -261,6 +268,24 @@ def table_times(
     return {"measured_seconds": measured, "share": share, "whole_seconds": whole}
 
 
+def rfi_time(device: torch.device, images: Tensor, queries: int) -> dict[str, float]:
+    """Random-feature influence with its gate, at the settings of the catalogue.
+
+    Args:
+        device: where.
+        images: queries, then train images.
+        queries: how many of them.
+
+    Returns:
+        Queries, train images and seconds.
+    """
+    asked, bank = images.split([queries, len(images) - queries])
+    rfi_scores(asked, bank[:64], timesteps=[100], gated=True)  # compiles
+    started = perf_counter()
+    rfi_scores(asked, bank, gated=True).sum().item()  # waits for the device
+    return {"queries": queries, "train": len(bank), "seconds": perf_counter() - started}
+
+
 def training_speed(device: torch.device, sizes: Sizes, images: Tensor) -> dict[str, float]:
     """Training steps per second.
 
@@ -322,6 +347,7 @@ def measured(device: torch.device, sizes: Sizes, options: argparse.Namespace) ->
             for window, of in times.items()
         },
         "table": table_times(device, many[: queries + count], queries, config),
+        "random_features": rfi_time(device, many[: queries + count], queries),
         "training_steps_per_second": training_speed(device, sizes, many[: sizes.timed]),
     }
 
