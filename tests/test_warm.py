@@ -121,6 +121,21 @@ def test_kernels_are_killed_with_who_warmed_them(tmp_path):
     until(lambda: not alive(kernel))
 
 
+def test_a_kernel_can_use_a_gpu_that_an_import_has_looked_for(start, tmp_path, monkeypatch):
+    """As diffusers does; once CUDA itself is asked, no forked process can use it."""
+    probe = """
+import torch
+torch.cuda._device_count_nvml = lambda: 1  # a driver's library that finds one
+there = torch.accelerator.is_available() and torch.cuda.is_available()
+"""
+    (tmp_path / "probe.py").write_text(probe)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    with warm.kernels(["probe"]):
+        _, run = start()
+        asked = "import probe, torch; print(probe.there, torch.cuda._is_in_bad_fork())"
+        assert run(asked) == "True False"
+
+
 def test_imports_of_notebooks(tmp_path):
     source = "import a.b as c, d\nif True:\n    from e import f"
     cells = [

@@ -41,6 +41,9 @@ sys.exit(int(server.makefile().readline() or 1))
 """  # what Jupyter takes for the kernel: it waits for the forked one and ends with its exit code
 KERNEL = ("ipykernel.kernelapp", "matplotlib.pyplot")  # what every kernel needs
 BACKEND = "module://matplotlib_inline.backend_inline"  # as ipykernel sets it, too late for a fork
+# A process that has asked CUDA for its GPUs cannot fork one that uses them, and diffusers asks when
+# it is imported. Like this torch asks the driver's library instead.
+CHECK = "PYTORCH_NVML_BASED_CUDA_CHECK"
 
 
 def imports(notebooks: Iterable[Path]) -> list[str]:
@@ -83,7 +86,7 @@ def kernels(modules: Iterable[str]) -> Iterator[None]:
         described = {"argv": launch, "display_name": "Python 3", "language": "python"}
         spec.mkdir(parents=True)
         (spec / "kernel.json").write_text(json.dumps(described))
-        environment = os.environ | {"MPLBACKEND": BACKEND}
+        environment = os.environ | {"MPLBACKEND": BACKEND, CHECK: "1"}
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(address)
             listener.listen()
