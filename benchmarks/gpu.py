@@ -1,6 +1,7 @@
 """Is a GPU right, and how fast is it? One command for a machine that has one.
 
     python benchmarks/gpu.py [--share 0.01] [--data /path/to/images] > gpu.json
+    python benchmarks/gpu.py --ship gpu.json
 
 First what is computed on the GPU is compared with the CPU: every engine, the scores of NDA and of
 random-feature influence, the losses of a U-Net, its training, per-example gradients, and EK-FAC
@@ -10,7 +11,8 @@ of which a `--share` of the queries is run and the rest extrapolated, random-fea
 many queries, and training steps per second with the paper's batch. One JSON is printed, with the
 card's name. Without `--data` the images are smoothed noise.
 
-Without a GPU it stops, with exit status 2. `--here` runs the same checks and times on the CPU at
+Without a GPU it stops, with exit status 2. The second command puts what a run printed beside the
+results of `small`, for the book. `--here` runs the same checks and times on the CPU at
 small sizes, to try the script and not the machine.
 """
 
@@ -22,9 +24,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import date
 from functools import partial
+from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
 
+import pandas as pd
 import torch
 from engine import pictures
 from torch import Tensor, nn
@@ -40,6 +44,7 @@ from nda.nonparametric.scores import nda_scores
 from nda.rivals.gradients import Readout, features
 from nda.rivals.influence import influence_scores
 from nda.rivals.kfac import fit_curvature
+from nda.store import Store
 
 CPU = torch.device("cpu")
 PAIRS = (2000, 5000)  # queries and train images of the paper's table
@@ -352,8 +357,21 @@ def measured(device: torch.device, sizes: Sizes, options: argparse.Namespace) ->
     }
 
 
+def ship(path: Path) -> None:
+    """Put what a run printed beside the results of `small`: the times of the engines as a table,
+    and all else as its notes.
+
+    Args:
+        path: of the JSON.
+    """
+    ran = json.loads(path.read_text())
+    times = pd.DataFrame(ran.pop("engines_us_per_image")).T.rename_axis("window").reset_index()
+    del ran["times_slower_than_the_fastest"]  # the table says it
+    Store.shipped("small").save("gpu/engines", times, notes=ran)
+
+
 def main() -> int:
-    """Print the JSON.
+    """Print the JSON, or ship one.
 
     Returns:
         The exit status: 0, 1 if a check failed, 2 if there is no GPU.
@@ -366,7 +384,11 @@ def main() -> int:
     )
     parser.add_argument("--data", help="a data set or folder, as `nda.data.images.load` takes it")
     parser.add_argument("--here", action="store_true", help="a try on the CPU at small sizes")
+    parser.add_argument("--ship", type=Path, metavar="JSON", help="of a run, for the book")
     options = parser.parse_args()
+    if options.ship:
+        ship(options.ship)
+        return 0
     if not 0.01 <= options.share <= 1:
         parser.error(f"--share must be between 0.01 and 1, not {options.share}")
     if not options.here and not torch.cuda.is_available():
