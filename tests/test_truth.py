@@ -158,6 +158,8 @@ def test_intervals_ceilings_and_summaries_are_those_of_lds(results, centred):
     assert truth.interval(scores, **options) == pytest.approx(lds.interval(draws))
     assert truth.seed_ceiling() == pytest.approx(lds.seed_ceiling(losses))
     assert truth.ceiling(**options) == pytest.approx(lds.ceiling_summary(losses, **options))
+    single = replace(truth, losses=truth.losses[:, :1])  # which nothing can agree with
+    assert all(map(math.isnan, (*single.seed_ceiling(), *single.ceiling(**options))))
     many = {"mine": scores, "theirs": -scores}
     both = {"mine": effects, "theirs": -effects}, losses.mean(1)
     expected = lds.summary(*both, lds.bootstrap(*both, **options), reference="theirs")

@@ -1,5 +1,6 @@
 """What retraining says, and how predictions are held against it."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -243,9 +244,10 @@ class Truth:
         """How far the truth agrees with itself: see `nda.evidence.lds.seed_ceiling`.
 
         Returns:
-            One seed against the mean of the others, and what the mean of all seeds would reach.
+            One seed against the mean of the others, and what the mean of all seeds would reach; NaN
+            where there is one seed alone.
         """
-        return lds.seed_ceiling(self.losses.mean(3))
+        return lds.seed_ceiling(self.losses.mean(3)) if self._has_seeds else (math.nan,) * 2
 
     def ceiling(self, *, resamples: int = 2000, seed: int = 0) -> tuple[float, float, float]:
         """The seed ceiling of the mean of all seeds, with its interval, in percent.
@@ -255,9 +257,16 @@ class Truth:
             seed: of the bootstrap.
 
         Returns:
-            The ceiling and the ends of its interval.
+            The ceiling and the ends of its interval; NaN where there is one seed alone.
         """
+        if not self._has_seeds:
+            return (math.nan,) * 3
         return lds.ceiling_summary(self.losses.mean(3), resamples=resamples, seed=seed)
+
+    @property
+    def _has_seeds(self) -> bool:
+        """Whether there are seeds that could agree."""
+        return self.losses.shape[1] > 1
 
     def centred(self) -> "Truth":
         """This truth without each model's mean over the queries, which says nothing about single

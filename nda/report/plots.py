@@ -179,7 +179,7 @@ def intervals(
 
     Args:
         tables: by the title of their panel.
-        ceilings: value, low and high of each.
+        ceilings: value, low and high of each; one that is NaN is not drawn.
         methods: by their names in the tables, in their order from top to bottom.
         columns: of panels.
 
@@ -200,12 +200,12 @@ def intervals(
             panel.plot(row.lds, height, "o", color=colour, markersize=7)
         panel.axvline(0, **QUIET)
         ceiling, low, high = ceilings[title]
-        panel.axvspan(low, high, color="#f0eee8", zorder=-1)
-        panel.axvline(ceiling, color=INK, linestyle="--", linewidth=1, zorder=0)
         panel.set_title(title, loc="left")
-        panel.annotate(
-            "ceiling", (ceiling, 1.02), xycoords=("data", "axes fraction"), ha="center", fontsize=8
-        )
+        if not math.isnan(ceiling):
+            panel.axvspan(low, high, color="#f0eee8", zorder=-1)
+            panel.axvline(ceiling, color=INK, linestyle="--", linewidth=1, zorder=0)
+            at = {"xycoords": ("data", "axes fraction"), "ha": "center", "fontsize": 8}
+            panel.annotate("ceiling", (ceiling, 1.02), **at)
         panel.set_ylim(count - 0.5, -0.5)
     for panel in axes[-1]:
         panel.set_xlabel("LDS, %")
