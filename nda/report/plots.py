@@ -1,5 +1,6 @@
 """Arrays in, matplotlib figures out."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import matplotlib as mpl
