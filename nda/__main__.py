@@ -183,6 +183,7 @@ def _add_engine(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--engine",
+        choices=["loky", "dask"],
         default="loky",
         help="loky, processes here, or dask, the workers of a cluster (default loky)",
     )
