@@ -11,9 +11,9 @@ of which a `--share` of the queries is run and the rest extrapolated, random-fea
 many queries, and training steps per second with the paper's batch. One JSON is printed, with the
 card's name. Without `--data` the images are smoothed noise.
 
-Without a GPU it stops, with exit status 2. The second command puts what a run printed beside the
-results of `small`, for the book. `--here` runs the same checks and times on the CPU at
-small sizes, to try the script and not the machine.
+Without a GPU it stops, with exit status 2. `--here` runs the same checks and times on the CPU at
+small sizes, to try the script and not the machine. The second command puts what a run printed
+beside the results of `small`, for the book.
 """
 
 import argparse

@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+import torch
 from jupyter_client.manager import KernelManager
 
 from nda.artefact import warm
@@ -121,6 +122,7 @@ def test_kernels_are_killed_with_who_warmed_them(tmp_path):
     until(lambda: not alive(kernel))
 
 
+@pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="this torch knows no GPU")
 def test_a_kernel_can_use_a_gpu_that_an_import_has_looked_for(start, tmp_path, monkeypatch):
     """As diffusers does; once CUDA itself is asked, no forked process can use it."""
     probe = """
