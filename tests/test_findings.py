@@ -113,6 +113,14 @@ def test_findings_are_put_together(small):
     assert v.together(rules[0], v.not_done("no"))(small).seconds is None
 
 
+def test_a_claim_can_be_about_another_truth(small, tmp_path):
+    rule = v.ahead("nda_two_scale", "pixel_cosine", AHEAD)
+    digits = Evidence(Store.shipped("digits"), PUBLISHED, resamples=small.resamples)
+    assert v.elsewhere("digits", rule)(small).parts == rule(digits).parts
+    with pytest.raises(Missing, match="results of digits are not shipped yet"):
+        v.elsewhere("digits", rule)(Evidence(Store(tmp_path, role="results"), PUBLISHED))
+
+
 # ---- results that are not there
 
 

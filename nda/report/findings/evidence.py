@@ -283,6 +283,27 @@ def together(*rules: Rule) -> Rule:
     return found
 
 
+def elsewhere(profile: str, rule: Rule) -> Rule:
+    """A claim about other images or another model.
+
+    Args:
+        profile: of the confirmation; its results are beside those of the benchmark.
+        rule: what is asked there.
+
+    Returns:
+        The rule, without printed numbers, which are not about this.
+    """
+
+    def found(evidence: Evidence) -> Finding:
+        results = Store(evidence.results.folder.parent / profile, role="results")
+        if "losses/report-val" not in results:
+            raise Missing(f"the results of {profile} are not shipped yet")
+        there = Evidence(results, evidence.published, resamples=evidence.resamples)
+        return replace(rule(there), printed="")
+
+    return found
+
+
 def text(ruled: str) -> Rule:
     """Something that the book computes and glues in when it is built.
 
