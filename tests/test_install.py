@@ -24,7 +24,7 @@ from nda.errors import InputError, needs
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 # what of data/results/ is committed
-SHIPPED = ("small", "published", "confirmation", "cifar10", "digits")
+SHIPPED = ("small", "published", "confirmation", "attention", "cifar10", "digits")
 
 
 @pytest.fixture(scope="module")
