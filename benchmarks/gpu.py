@@ -363,8 +363,13 @@ def ship(path: Path) -> None:
 
     Args:
         path: of the JSON.
+
+    Raises:
+        SystemExit: if one of its checks failed.
     """
     ran = json.loads(path.read_text())
+    if failed := [check["check"] for check in ran["checks"] if not check["passed"]]:
+        raise SystemExit(f"nothing is shipped of a run where checks failed: {', '.join(failed)}")
     times = pd.DataFrame(ran.pop("engines_us_per_image")).T.rename_axis("window").reset_index()
     del ran["times_slower_than_the_fastest"]  # the table says it
     Store.shipped("small").save("gpu/engines", times, notes=ran)

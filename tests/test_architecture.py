@@ -2,7 +2,9 @@
 are not wanted."""
 
 import ast
+import builtins
 import re
+import symtable
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -146,7 +148,21 @@ def too_long(file: str, source: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("rule", [broken_wings, unwanted, undocumented, too_long])
+def undefined(file: str, source: str) -> list[str]:
+    """Names that nothing defines. Linter and type checker are told not to look for them, because of
+    jaxtyping's strings in annotations, which are not looked at here."""
+    module = symtable.symtable(source, file, "exec")
+    own = {s.get_name() for s in module.get_symbols() if s.is_assigned() or s.is_imported()}
+    own |= {*dir(builtins), "__file__"}
+    tables, found = [module], []
+    for table in tables:
+        tables += table.get_children()
+        used = (s.get_name() for s in table.get_symbols() if s.is_referenced() and s.is_global())
+        found += [f"nda/{file}:{table.get_name()} uses {name}" for name in used if name not in own]
+    return found
+
+
+@pytest.mark.parametrize("rule", [broken_wings, unwanted, undocumented, too_long, undefined])
 @pytest.mark.parametrize("file", FILES)
 def test_rule(rule, file):
     problems = rule(file, (PACKAGE / file).read_text())
@@ -169,6 +185,8 @@ def test_rule(rule, file):
         (undocumented, "lds.py", "def f(x: int) -> int: ..."),
         (undocumented, "lds.py", "def f(x) -> int:\n    '''Do.'''"),
         (undocumented, "lds.py", "class A:\n    '''A.'''\n    def f(self):\n        '''Do.'''"),
+        (undefined, "lds.py", "def f():\n    return math.nan"),
+        (undefined, "lds.py", "x = math.nan"),
         (too_long, "lds.py", "def f():\n" + "    x = 1\n" * 45),
         (too_long, "lds.py", "def f():\n    '''Do.'''\n" + "    x = 1\n" * 45),
     ],
